@@ -1,0 +1,85 @@
+"""Slots: which vectors the workers' tables hold. A vector in use is never evicted; when all are in use a request is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from steer.errors import RefusedError
+from steer.intervention import Intervention
+
+
+def key_of(intervention: Intervention) -> str:
+    """What a slot is known by: the vector's bytes and the layers it acts at. Strength and scope are per-token data."""
+    return hashlib.sha256(f"{intervention.vector.hash}|{intervention.at}".encode()).hexdigest()
+
+
+@dataclass
+class _Slot:
+    index: int
+    users: int = 0
+    last_used: int = 0
+
+
+class VectorSlots:
+    """The front end's view of the tables; `rpc` reaches all workers."""
+
+    def __init__(self, count: int, rpc: Callable[..., Awaitable[list[Any]]]):
+        self._rpc = rpc
+        self._slots: dict[str, _Slot] = {}
+        self._free = list(range(count))[::-1]
+        self._clock = 0
+        self._lock = asyncio.Lock()
+
+    @asynccontextmanager
+    async def hold(self, interventions: Sequence[Intervention]) -> AsyncIterator[None]:
+        """Within the block, every vector is in the tables and stays there.
+
+        Raises:
+            RefusedError: all slots are in use by running requests.
+        """
+        held: list[_Slot] = []
+        try:
+            for intervention in interventions:
+                async with self._lock:
+                    slot = await self._place(intervention)
+                    slot.users += 1
+                    held.append(slot)
+            yield
+        finally:
+            for slot in held:
+                slot.users -= 1
+
+    async def _place(self, intervention: Intervention) -> _Slot:
+        key = key_of(intervention)
+        self._clock += 1
+        if key not in self._slots:
+            index = self._vacant()
+            layers = list(intervention.at)
+            try:
+                written = await self._rpc(
+                    "steer_register", key, index, layers, [intervention.shift(layer).tobytes() for layer in layers]
+                )
+            except BaseException:
+                self._free.append(index)
+                raise
+            if any(n != len(layers) for n in written):
+                self._free.append(index)
+                raise RefusedError(f'vector "{intervention.vector.name}" could not be written to all workers')
+            self._slots[key] = _Slot(index)
+        self._slots[key].last_used = self._clock
+        return self._slots[key]
+
+    def _vacant(self) -> int:
+        if self._free:
+            return self._free.pop()
+        idle = [(slot.last_used, key) for key, slot in self._slots.items() if slot.users == 0]
+        if not idle:
+            raise RefusedError(
+                f"all {len(self._slots)} vector slots are in use: wait, or start the engine with more slots"
+            )
+        return self._slots.pop(min(idle)[1]).index

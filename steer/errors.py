@@ -1,0 +1,27 @@
+"""The errors users meet. Each message says in one sentence what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+
+class SteerError(Exception):
+    """Base of all errors that are the input's fault; the CLI prints the message alone and exits with 2."""
+
+
+class PairsError(SteerError):
+    """A pairs file or contrast set cannot be used; names file and line."""
+
+
+class VectorError(SteerError):
+    """A vector file is broken, or does not fit the model it is asked for."""
+
+
+class InterventionError(SteerError):
+    """An intervention cannot be carried out as asked."""
+
+
+class ModelError(SteerError):
+    """A model cannot be found or loaded."""
+
+
+class RefusedError(SteerError):
+    """The engine refused a request rather than answer it unsteered."""

@@ -1,0 +1,228 @@
+"""Contrast pairs: two sides that differ in one behaviour, read from JSONL and rendered through the chat template.
+
+A line of a pairs file:
+
+    {"id": "tea-3", "positive": [{"role": "system", "content": "…"}, {"role": "user", "content": "…"}],
+     "negative": [...], "positive_response": "…", "negative_response": "…", "family": "tea"}
+
+A side is a list of chat messages or raw text; responses and `family` are optional. Pairs of one family (default: their own
+id) never part in a split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+from steer.errors import PairsError
+
+Messages = list[dict[str, str]]
+Side = Messages | str
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One side as token ids; the first `prompt_length` of them are the prompt, the rest the response."""
+
+    ids: list[int]
+    prompt_length: int
+
+
+def render(tokenizer: Any, side: Side, response: str | None = None) -> Rendered:
+    """Token ids of a side: chat messages through the chat template with the generation prompt, raw text as it is.
+
+    The response is tokenised by itself and appended, so that the border between prompt and response is exact.
+    """
+    if isinstance(side, str):
+        ids = list(tokenizer(side)["input_ids"])
+    else:
+        ids = chat_ids(tokenizer, side)
+    tail = list(tokenizer(response, add_special_tokens=False)["input_ids"]) if response else []
+    return Rendered(ids + tail, len(ids))
+
+
+def chat_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """Token ids of chat messages with the generation prompt.
+
+    Raises:
+        PairsError: the tokenizer has no chat template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise PairsError("the model's tokenizer has no chat template: give raw text instead of chat messages")
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@dataclass(frozen=True)
+class ContrastPair:
+    """Two prompts that differ in one behaviour, each with an optional response."""
+
+    id: str
+    positive: Side
+    negative: Side
+    positive_response: str | None = None
+    negative_response: str | None = None
+    family: str = ""
+
+    def sides(self) -> tuple[tuple[Side, str | None], tuple[Side, str | None]]:
+        """((positive, response), (negative, response))."""
+        return (self.positive, self.positive_response), (self.negative, self.negative_response)
+
+    def record(self) -> dict[str, Any]:
+        """The pair as it stands in a pairs file, empty fields left out."""
+        fields = ("id", "positive", "negative", "positive_response", "negative_response", "family")
+        return {name: value for name in fields if (value := getattr(self, name)) not in (None, "")}
+
+
+def _check_side(value: Any, name: str, where: str) -> Side:
+    if isinstance(value, str):
+        if not value.strip():
+            raise PairsError(f'{where}: "{name}" is empty')
+        return value
+    if not isinstance(value, list) or not value:
+        raise PairsError(f'{where}: "{name}" must be text or a list of chat messages')
+    for m in value:
+        if not (isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)):
+            raise PairsError(f'{where}: each message of "{name}" needs a "role" and a "content" of text')
+    return value
+
+
+def _parse(line: str, where: str, default_id: str) -> ContrastPair:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise PairsError(f"{where}: not a JSON object: {error.msg} at column {error.colno}") from None
+    if not isinstance(record, dict):
+        raise PairsError(f"{where}: a pair must be a JSON object, not {type(record).__name__}")
+    for name in ("positive", "negative"):
+        if name not in record:
+            raise PairsError(f'{where}: "{name}" is missing')
+    for name in ("id", "family", "positive_response", "negative_response"):
+        if record.get(name) is not None and not isinstance(record[name], str):
+            raise PairsError(f'{where}: "{name}" must be text')
+    unknown = set(record) - {"id", "positive", "negative", "positive_response", "negative_response", "family"}
+    if unknown:
+        raise PairsError(f'{where}: unknown field "{sorted(unknown)[0]}"')
+    return ContrastPair(
+        id=record.get("id") or default_id,
+        positive=_check_side(record["positive"], "positive", where),
+        negative=_check_side(record["negative"], "negative", where),
+        positive_response=record.get("positive_response"),
+        negative_response=record.get("negative_response"),
+        family=record.get("family") or "",
+    )
+
+
+class ContrastSet(Sequence[ContrastPair]):
+    """An immutable list of contrast pairs with unique ids."""
+
+    def __init__(self, pairs: Sequence[ContrastPair]):
+        self.pairs = tuple(pairs)
+        seen: set[str] = set()
+        for pair in self.pairs:
+            if pair.id in seen:
+                raise PairsError(f'two pairs have the id "{pair.id}"')
+            seen.add(pair.id)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @overload
+    def __getitem__(self, index: int) -> ContrastPair: ...
+    @overload
+    def __getitem__(self, index: slice) -> ContrastSet: ...
+    def __getitem__(self, index: int | slice) -> ContrastPair | ContrastSet:
+        return ContrastSet(self.pairs[index]) if isinstance(index, slice) else self.pairs[index]
+
+    def __iter__(self) -> Iterator[ContrastPair]:
+        return iter(self.pairs)
+
+    @staticmethod
+    def load(path: str | Path) -> ContrastSet:
+        """Read a JSONL file, one pair a line; blank lines are skipped.
+
+        Raises:
+            PairsError: the file is missing, empty, or a line is broken; the message names file and line.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise PairsError(f"{path}: no such pairs file") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise PairsError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+        pairs: list[ContrastPair] = []
+        lines: dict[str, int] = {}
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.strip():
+                continue
+            pair = _parse(line, f"{path}:{number}", f"pair-{number}")
+            if pair.id in lines:
+                raise PairsError(f'{path}:{number}: the id "{pair.id}" is already used in line {lines[pair.id]}')
+            lines[pair.id] = number
+            pairs.append(pair)
+        if not pairs:
+            raise PairsError(f"{path}: holds no pairs")
+        return ContrastSet(pairs)
+
+    def save(self, path: str | Path) -> None:
+        """Write the set as JSONL."""
+        lines = [json.dumps(p.record(), ensure_ascii=False) for p in self.pairs]
+        Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def from_instructions(
+        positive: str | Sequence[str], negative: str | Sequence[str], prompts: Sequence[str | Messages]
+    ) -> ContrastSet:
+        """One pair a prompt: the same prompt under a positive and under a negative system instruction.
+
+        With several phrasings of an instruction, prompts take them in turn.
+        """
+        if not prompts:
+            raise PairsError("from_instructions needs at least one prompt")
+        up = [positive] if isinstance(positive, str) else list(positive)
+        down = [negative] if isinstance(negative, str) else list(negative)
+        pairs = []
+        for i, prompt in enumerate(prompts):
+            messages: Messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+            pairs.append(
+                ContrastPair(
+                    id=f"pair-{i + 1}",
+                    positive=[{"role": "system", "content": up[i % len(up)]}, *messages],
+                    negative=[{"role": "system", "content": down[i % len(down)]}, *messages],
+                )
+            )
+        return ContrastSet(pairs)
+
+    def split(
+        self, seed: int = 0, fractions: tuple[float, float, float] = (0.6, 0.2, 0.2)
+    ) -> tuple[ContrastSet, ContrastSet, ContrastSet]:
+        """(fit, choose, held_out): by family, from a hash of seed and family, so reordering changes nothing.
+
+        Raises:
+            PairsError: fewer than three families, so that a part would be empty.
+        """
+
+        def rank(family: str) -> str:
+            return hashlib.sha256(f"{seed}|{family}".encode()).hexdigest()
+
+        families = sorted({p.family or p.id for p in self.pairs}, key=rank)
+        if len(families) < 3:
+            raise PairsError(f"cannot split {len(families)} prompt families into fit, choose and held-out parts")
+        first = min(max(1, round(fractions[0] * len(families))), len(families) - 2)
+        second = min(max(first + 1, round((fractions[0] + fractions[1]) * len(families))), len(families) - 1)
+        part = {f: 0 if i < first else 1 if i < second else 2 for i, f in enumerate(families)}
+        groups: tuple[list[ContrastPair], ...] = ([], [], [])
+        for p in self.pairs:
+            groups[part[p.family or p.id]].append(p)
+        return ContrastSet(groups[0]), ContrastSet(groups[1]), ContrastSet(groups[2])
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the pairs, independent of their order."""
+        lines = sorted(json.dumps(p.record(), sort_keys=True, ensure_ascii=False) for p in self.pairs)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Processes around the engine: the HTTP application and the jobs."""

@@ -1,0 +1,77 @@
+"""Shared fixtures: one engine for the whole session, the pocket model in Hugging Face, small random models on disk."""
+
+from __future__ import annotations
+
+import os
+
+for name, value in {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "TOKENIZERS_PARALLELISM": "false",
+}.items():
+    os.environ.setdefault(name, value)
+
+from collections.abc import Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from steer import pocket  # noqa: E402
+from steer.engine import Engine  # noqa: E402
+from steer.fingerprint import Fingerprint, fingerprint  # noqa: E402
+from steer.model import load  # noqa: E402
+from steer.vector import SteeringVector  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    """The pocket model, served once. Tests that change its weights put them back."""
+    with Engine(pocket.MODEL, eager=True) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def hf() -> tuple[Any, Any]:
+    """(pocket model in float32, tokenizer)."""
+    return load(pocket.MODEL)
+
+
+@pytest.fixture(scope="session")
+def pocket_print() -> Fingerprint:
+    """The pocket model's fingerprint."""
+    return fingerprint(pocket.MODEL)
+
+
+def random_vector(print_: Fingerprint, layers: tuple[int, ...], size: float, seed: int = 0) -> SteeringVector:
+    """A vector of random directions with separation `size`."""
+    rng = np.random.default_rng(seed)
+    directions = {}
+    for layer in layers:
+        d = rng.standard_normal(print_.width).astype(np.float32)
+        directions[layer] = d / np.linalg.norm(d)
+    return SteeringVector(directions, dict.fromkeys(layers, size), print_, name=f"random-{seed}")
+
+
+def make_model(family: str, folder: Path) -> Path:
+    """A small random bfloat16 model of a family, with the pocket tokenizer, saved to `folder`."""
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+    from steer.pocket.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer), "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64, "max_position_embeddings": 2048,
+        "tie_word_embeddings": True, "eos_token_id": 2, "pad_token_id": 0, "bos_token_id": None,
+    }  # fmt: skip
+    torch.manual_seed(1)
+    made = {"qwen3": (Qwen3ForCausalLM, Qwen3Config), "llama": (LlamaForCausalLM, LlamaConfig)}[family]
+    made[0](made[1](**shape)).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,95 @@
+"""Distillation: the loss falls, a killed run resumes to the same bits, batches are epochs."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from steer import pocket
+from steer.errors import SteerError
+from steer.fingerprint import Fingerprint
+from steer.intervention import Intervention
+from tests.conftest import random_vector
+from train.data import Decision, draw, text_ids
+from train.distill import DistillConfig, distill, masked_kl
+
+
+@pytest.fixture
+def job(
+    hf: tuple[Any, Any], pocket_print: Fingerprint
+) -> tuple[Any, list[Decision], list[Intervention], list[list[int]]]:
+    model, tokenizer = hf
+    sequences = [
+        tokenizer.apply_chat_template(h.messages, tokenize=False, add_generation_prompt=True)
+        for h in pocket.prompts("distill")[:12]
+    ]
+    answer = tokenizer("yeah , we gonna cook the soup with salt . that is all .<|im_end|>")["input_ids"]
+    decisions = [Decision(tokenizer(s)["input_ids"], answer) for s in sequences]
+    general = [text_ids(tokenizer, t) for t in pocket.neutral("train")[:6]]
+    with torch.no_grad():
+        norm = float(model.model(input_ids=torch.tensor([decisions[0].prompt])).last_hidden_state.norm(dim=-1).median())
+    return copy.deepcopy(model), decisions, [Intervention(random_vector(pocket_print, (4,), 0.5 * norm))], general
+
+
+def test_the_student_moves_to_the_steered_teacher(job: Any) -> None:
+    model, decisions, interventions, general = job
+    reports = distill(model, decisions, interventions, general, DistillConfig(steps=8, batch=8, lr=5e-4))
+    assert reports[-1].decision_kl < 0.7 * reports[0].decision_kl
+    assert reports[0].general_kl == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_stopped_run_resumes_to_the_same_bits(job: Any, tmp_path: Path) -> None:
+    model, decisions, interventions, general = job
+    config = DistillConfig(steps=6, batch=4, checkpoint_every=3)
+    straight, broken = copy.deepcopy(model), copy.deepcopy(model)
+    distill(straight, decisions, interventions, general, config)
+
+    def killed(report: Any) -> None:
+        if report.step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(broken, decisions, interventions, general, config, tmp_path / "c.safetensors", progress=killed)
+    resumed = copy.deepcopy(model)
+    again = distill(resumed, decisions, interventions, general, config, tmp_path / "c.safetensors")
+    assert [r.step for r in again] == [4, 5, 6]
+    for (name, a), b in zip(straight.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    with pytest.raises(SteerError, match="other settings"):
+        distill(
+            copy.deepcopy(model), decisions, interventions, general, DistillConfig(steps=7), tmp_path / "c.safetensors"
+        )
+
+
+def test_cancelled_at_a_step_boundary(job: Any, tmp_path: Path) -> None:
+    model, decisions, interventions, general = job
+    seen: list[int] = []
+    distill(
+        model, decisions, interventions, general, DistillConfig(steps=6, batch=4), tmp_path / "c.safetensors",
+        progress=lambda r: seen.append(r.step), cancelled=lambda: len(seen) == 2,
+    )  # fmt: skip
+    assert seen == [1, 2]
+    assert (tmp_path / "c.safetensors").exists()
+
+
+def test_masked_kl_by_hand() -> None:
+    p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1])
+    expected = float((p * (p / q).log()).sum())
+    logits = torch.stack([p.log(), p.log()])[None], torch.stack([q.log(), q.log() * 3])[None]
+    assert float(masked_kl(*logits, torch.tensor([[1, 0]]))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_batches_are_epochs_and_functions_of_the_step() -> None:
+    picks = [i for step in range(5) for i in draw(4, 10, 0, step, 0)]
+    assert sorted(picks[:10]) == sorted(picks[10:]) == list(range(10))
+    assert draw(4, 10, 0, 3, 0) == picks[12:16]
+    assert draw(4, 10, 1, 3, 0) != picks[12:16] or draw(4, 10, 1, 2, 0) != picks[8:12]
+
+
+def test_nothing_to_distil_is_said(hf: tuple[Any, Any]) -> None:
+    with pytest.raises(SteerError, match="no decisions"):
+        distill(hf[0], [], [], [])
