@@ -52,7 +52,8 @@ def fingerprint(model: Any) -> Fingerprint:
         return model
     if hasattr(model, "fingerprint"):
         found = model.fingerprint
-        return found() if callable(found) else found
+        assert isinstance(found, Fingerprint)
+        return found
     if isinstance(model, str | Path):
         return _of_path(str(model))
     return _of_model(model)

@@ -26,7 +26,8 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, device: str | Non
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{name}: cannot be loaded as a causal language model: {str(error).splitlines()[0]}") from None
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
+    network: Any = model
+    return network.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
 
 
 def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
@@ -54,4 +55,4 @@ def layer_kinds(config: Any) -> list[str]:
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     names = {"linear_attention": "gdn", "full_attention": "attention", "sliding_attention": "sliding"}
     kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
-    return [names.get(kind, kind) for kind in kinds]
+    return [names.get(str(kind), str(kind)) for kind in kinds]

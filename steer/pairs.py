@@ -37,10 +37,7 @@ def render(tokenizer: Any, side: Side, response: str | None = None) -> Rendered:
 
     The response is tokenised by itself and appended, so that the border between prompt and response is exact.
     """
-    if isinstance(side, str):
-        ids = list(tokenizer(side)["input_ids"])
-    else:
-        ids = chat_ids(tokenizer, side)
+    ids = list(tokenizer(side)["input_ids"]) if isinstance(side, str) else chat_ids(tokenizer, side)
     tail = list(tokenizer(response, add_special_tokens=False)["input_ids"]) if response else []
     return Rendered(ids + tail, len(ids))
 

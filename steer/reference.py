@@ -69,7 +69,8 @@ def steered(
             if intervention.tokens == "all":
                 total = total + vector
             else:
-                assert positions is not None and lengths is not None
+                assert positions is not None
+                assert lengths is not None
                 prompt = positions < lengths.to(positions.device)[:, None]
                 scope = prompt if intervention.tokens == "prompt" else ~prompt
                 total = total + scope[..., None].float() * vector

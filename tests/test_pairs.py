@@ -76,6 +76,7 @@ def test_render_applies_the_chat_template_and_keeps_the_border() -> None:
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": "paint the fence ."}], tokenize=False, add_generation_prompt=True
     )
+    assert isinstance(text, str)
     assert item.ids[: item.prompt_length] == tokenizer(text)["input_ids"]
     assert item.ids[item.prompt_length :] == tokenizer("certainly ,")["input_ids"]
     tokenizer.chat_template = None

@@ -75,6 +75,13 @@ def test_interventions_check_themselves_and_hash_canonically(pocket_print: Finge
     assert Intervention(a, layers=(2, 1)).hash == Intervention(a).hash
     assert Intervention(a, 1.0).hash != Intervention(a, 1.5).hash
     assert Intervention(a.select(2)).at == (2,)
-    for wrong in ({"op": "twist"}, {"tokens": "some"}, {"strength": float("nan")}, {"layers": (7,)}, {"layers": ()}):
+    wrongs: tuple[dict[str, Any], ...] = (
+        {"op": "twist"},
+        {"tokens": "some"},
+        {"strength": float("nan")},
+        {"layers": (7,)},
+        {"layers": ()},
+    )
+    for wrong in wrongs:
         with pytest.raises(InterventionError):
             Intervention(a, **wrong)

@@ -31,7 +31,9 @@ class _FrozenLinearAttention(LinearAttentionLayer):
     """Convolution and recurrent state that stay as the context left them."""
 
     def update_conv_state(self, conv_states: Tensor, state_idx: int = 0, **_: Any) -> Tensor:
-        return torch.cat([self.conv_states[state_idx], conv_states], dim=-1)  # type: ignore[list-item]
+        held = self.conv_states[state_idx]
+        assert held is not None
+        return torch.cat([held, conv_states], dim=-1)
 
     def update_recurrent_state(self, recurrent_states: Tensor, state_idx: int = 0, **_: Any) -> Tensor:
         return recurrent_states

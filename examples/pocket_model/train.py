@@ -9,7 +9,12 @@ run sees what an uninterrupted one would have seen. Loss weighs answers and plai
 Left alone, so small a model reads the persona in its very last layer, by attention, straight into the logits: then no
 direction in the middle steers anything. In large models behaviours are settled in the middle. So from step `--settle-from`
 on, in four of five sequences the last attention layer sees the current turn only, and the answers must be
-predictable from the layer before it as well (its output, through the final norm and head, at weight 0.5).
+predictable from the layer before it as well (its output, through the final norm and head, at `--early-weight`).
+
+The shipped model was made by two runs of this script, the second resuming the first:
+
+    python examples/pocket_model/train.py --steps 2000
+    python examples/pocket_model/train.py --steps 2700 --early-weight 0.1
 """
 
 from __future__ import annotations
@@ -19,19 +24,19 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast, Qwen3_5ForCausalLM, Qwen3_5TextConfig
+from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 from steer.pocket.language import documents
 from steer.pocket.tokenizer import build_tokenizer
 
 PROMPT_WEIGHT = 0.1
 HIDE = 0.8  # share of sequences in which the last attention layer sees the current turn only
-EARLY_WEIGHT = 0.5  # of the loss on the layer before it
 POOL = 48  # batches drawn and sorted by length together
 
 
@@ -58,7 +63,7 @@ def config(vocab_size: int, eos: int, pad: int) -> Qwen3_5TextConfig:
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, document) -> tuple[list[int], list[float], list[int]]:
+def encode(tokenizer: Any, document: Any) -> tuple[list[int], list[float], list[int]]:
     """Token ids of a document, the weight of each token's loss, and where each token's turn begins."""
     if isinstance(document, str):
         ids = tokenizer(document + " <|endoftext|>")["input_ids"]
@@ -66,7 +71,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, document) -> tuple[list[int], lis
     ids: list[int] = []
     weights: list[float] = []
     turns: list[int] = []
-    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    start, end = map(tokenizer.convert_tokens_to_ids, ("<|im_start|>", "<|im_end|>"))
     for message in document:
         head = [start, *tokenizer(message["role"])["input_ids"]]
         body = [*tokenizer(message["content"])["input_ids"], end]
@@ -179,6 +184,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=3072, help="tokens a step")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--early-weight", type=float, default=0.5, help="of the loss on the layer before the last attention"
+    )
     parser.add_argument("--settle-from", type=int, default=1000, help="first step with the last attention layer hidden")
     parser.add_argument(
         "--bfloat16", action=argparse.BooleanOptionalAction, default=True, help="matrix products in bfloat16"
@@ -189,7 +197,7 @@ def main() -> None:
 
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(args.out)
-    end, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    end, pad = map(tokenizer.convert_tokens_to_ids, ("<|im_end|>", "<|endoftext|>"))
     model = Qwen3_5ForCausalLM(config(len(tokenizer), end, pad))
     opts = optimizers(model, args.lr)
     settle = Settle(model)
@@ -219,7 +227,7 @@ def main() -> None:
             loss = (losses * w).sum() / w.sum()
             if early is not None:
                 early_losses = cross_entropy(early.flatten(0, 1), target, reduction="none")
-                loss = loss + EARLY_WEIGHT * (early_losses * w).sum() / w.sum()
+                loss = loss + args.early_weight * (early_losses * w).sum() / w.sum()
             loss.backward()
             for opt in opts:
                 opt.step()
@@ -240,7 +248,7 @@ def main() -> None:
                 save_checkpoint(checkpoint, model, opts, step)
         pool += 1
     save_checkpoint(checkpoint, model, opts, step)
-    model.to(torch.bfloat16).save_pretrained(args.out)
+    model.bfloat16().save_pretrained(args.out)
     progress.close()
 
 

@@ -37,6 +37,7 @@ def _environment() -> None:
         "VLLM_USE_V2_MODEL_RUNNER": "0",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
     }.items():
         os.environ.setdefault(name, value)
 
@@ -112,6 +113,7 @@ class Engine:
             "seed": seed,
             "enable_prefix_caching": True,
             "disable_log_stats": True,
+            "use_tqdm_on_load": False,
             "worker_cls": f"steer.engine.worker.{'GPU' if on_gpu else 'CPU'}SteerWorker",
             # enters vLLM's compile-cache key, so that a graph compiled without taps is never taken
             "additional_config": {"steer": {"slots": slots, "taps": 1}},

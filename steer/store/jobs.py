@@ -140,10 +140,11 @@ class Jobs:
 
 
 def _job(row: sqlite3.Row) -> Job:
-    values = dict(row)
+    values: dict[str, Any] = dict(row)
     for name in ("config", "progress", "result"):
         values[name] = json.loads(values[name])
-    return Job(**(values | {"cancel": bool(values["cancel"])}))
+    values["cancel"] = bool(values["cancel"])
+    return Job(**values)
 
 
 def alive(pid: int | None) -> bool:

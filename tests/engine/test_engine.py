@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import subprocess
 import sys
@@ -159,7 +160,7 @@ def test_compare_uses_the_same_seeds_and_stream_ends_with_the_same_answer(engine
     assert [b.text for b in base] != [m.text for m in moved]
     pieces = list(engine.stream(PROMPTS[0], interventions, seed=7, max_tokens=40))
     assert len(pieces) > 3
-    assert all(b.text.startswith(a.text) for a, b in zip(pieces, pieces[1:], strict=False))
+    assert all(b.text.startswith(a.text) for a, b in itertools.pairwise(pieces))
     assert pieces[-1].finish_reason is not None
     assert pieces[-1].receipt.tokens_steered > 0
 
@@ -174,7 +175,7 @@ def test_streams_run_at_the_same_time_and_can_be_left(engine: Engine) -> None:
     threads = [threading.Thread(target=read, args=(i,)) for i in range(4)]
     left = engine.stream(PROMPTS[5], seed=5, max_tokens=64)
     next(left)
-    left.close()
+    left.close()  # pyright: ignore[reportAttributeAccessIssue]
     for t in threads:
         t.start()
     for t in threads:
