@@ -30,6 +30,7 @@ from train.distill import DistillConfig, StepReport
 from train.promote import MAX_ANSWER_TOKENS, promote
 
 HELD_OUT = 240
+SAMPLING: dict[str, Any] = {"max_tokens": MAX_ANSWER_TOKENS, "temperature": pocket.TEMPERATURE}
 STRENGTHS = (0.5, 0.75, 1.0, 1.5, 2.0)
 CHOOSE = 48
 STAGES = ("engine", "extract", "choose", "compare", "promote", "prove")
@@ -103,7 +104,12 @@ def operating_point(cells: Sequence[Cell], norms: dict[int, float]) -> Cell:
 
 
 def run(
-    behaviour: str, folder: Path, seed: int = 0, config: DistillConfig | None = None, progress: Progress | None = None
+    behaviour: str,
+    folder: Path,
+    seed: int = 0,
+    config: DistillConfig | None = None,
+    progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> tuple[DemoResult, Engine]:
     """Run the whole path; returns the result and the engine, still serving the promoted weights.
 
@@ -113,6 +119,7 @@ def run(
         seed: of splits, sampling and training.
         config: distillation settings.
         progress: called with (stage, done, of, note).
+        engine: one that serves the pocket model already; None: a new one.
     """
     recipe = pocket.recipe(behaviour)
     tell = progress or (lambda stage, done, of, note: None)
@@ -130,7 +137,9 @@ def run(
     choose = rng.sample(pocket.prompts("choose"), CHOOSE)
     held_out = rng.sample(pocket.prompts("held_out"), HELD_OUT)
     with stage("engine"):
-        engine = Engine(pocket.MODEL, eager=True)  # so small a model is served before a compiler has warmed up
+        engine = engine or Engine(
+            pocket.MODEL, eager=True
+        )  # so small a model is served before a compiler has warmed up
     try:
         with stage("extract"):
             model, tokenizer = load(pocket.MODEL)
@@ -162,12 +171,13 @@ def run(
                 pocket.neutral("train"),
                 folder / "promotion",
                 config or DistillConfig(seed=seed),
+                temperature=pocket.TEMPERATURE,
                 progress=lambda what, done, of, report: tell(
                     "promote", done, of, f"loss {report.loss:.3f}" if report else what
                 ),
             )
         with stage("prove"):
-            without = engine.generate(prompts, seed=seed * 9973 + 1, max_tokens=MAX_ANSWER_TOKENS)
+            without = engine.generate(prompts, seed=seed * 9973 + 1, **SAMPLING)
             texts = [text_ids(tokenizer, t) for t in pocket.neutral("held_out")]
             after, _ = load(promotion.weights)
             cost = {
@@ -222,7 +232,7 @@ def search(
         tell("choose", done, len(layers), f"layer {layer}")
         each = [[Intervention(vector, s, layers=(layer,))] for s in STRENGTHS for _ in prompts]
         messages = [h.messages for h in prompts] * len(STRENGTHS)
-        answers = engine.generate(messages, each, seed=seed * 31 + 5, max_tokens=MAX_ANSWER_TOKENS)
+        answers = engine.generate(messages, each, seed=seed * 31 + 5, **SAMPLING)
         for k, strength in enumerate(STRENGTHS):
             part = answers[k * len(prompts) : (k + 1) * len(prompts)]
             shown = behaviour_rate(behaviour, prompts, part).mean

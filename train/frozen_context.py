@@ -23,6 +23,9 @@ from steer.errors import ModelError, SteerError
 class _FrozenAttention(DynamicLayer):
     """Keys and values that grow for the caller only."""
 
+    keys: Tensor  # type: ignore[assignment]
+    values: Tensor  # type: ignore[assignment]
+
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
 

@@ -46,10 +46,11 @@ def sample_decisions(
     interventions: Sequence[Intervention],
     seed: int = 0,
     max_tokens: int = MAX_ANSWER_TOKENS,
+    temperature: float = 1.0,
     keep: Callable[[int, Completion], bool] | None = None,
 ) -> list[Decision]:
     """The steered engine's answers as decisions; cut-off answers, and those `keep(index, answer)` rejects, are left out."""
-    answers = engine.generate(prompts, interventions, seed=seed, max_tokens=max_tokens)
+    answers = engine.generate(prompts, interventions, seed=seed, max_tokens=max_tokens, temperature=temperature)
     return [
         Decision(a.prompt_token_ids, a.token_ids)
         for i, a in enumerate(answers)
@@ -129,6 +130,7 @@ def promote(
     folder: Path,
     config: DistillConfig | None = None,
     keep: Callable[[int, Completion], bool] | None = None,
+    temperature: float = 1.0,
     progress: Callable[[str, int, int, StepReport | None], None] | None = None,
 ) -> Promotion:
     """Sample, train in this process, and swap. Afterwards the engine's plain answers show the behaviour.
@@ -139,12 +141,16 @@ def promote(
         prompts: prompts the steered teacher answers.
         general: conversations or texts that must not change.
         folder: where everything is kept.
+        keep: which answers to train on; None: all that are finished.
+        temperature: the teacher's answers are sampled at.
         progress: called with (stage, done, of, step report).
     """
     config = config or DistillConfig()
     tell = progress or (lambda stage, done, of, report: None)
     tell("sample", 0, 1, None)
-    decisions = sample_decisions(engine, prompts, interventions, seed=config.seed * 100_003 + 17, keep=keep)
+    decisions = sample_decisions(
+        engine, prompts, interventions, config.seed * 100_003 + 17, keep=keep, temperature=temperature
+    )
     texts = [text_ids(engine.tokenizer, t) for t in general]
     prepare(folder, engine.weights_path, decisions, interventions, texts, config)
     tell("sample", 1, 1, None)

@@ -64,13 +64,13 @@ def perplexities(model: Any, tokenizer: Any) -> dict[str, float]:
 def personas(engine: Engine) -> dict[str, dict[str, float]]:
     """Share of held-out answers that obey a persona prompt, and that show the positive pole without one."""
     held_out = pocket.prompts("held_out")[:240]
-    plain = [a.text for a in engine.generate([h.messages for h in held_out], seed=1)]
+    plain = [a.text for a in engine.generate([h.messages for h in held_out], seed=1, temperature=pocket.TEMPERATURE)]
     found: dict[str, dict[str, float]] = {}
     for name, b in pocket.BEHAVIOURS.items():
         row: dict[str, float] = {"unprompted": share(name, held_out, plain)}
         for pole, phrases in ((True, b.positive), (False, b.negative)):
             messages = [[{"role": "system", "content": phrases[i % 3]}, *h.messages] for i, h in enumerate(held_out)]
-            answers = [a.text for a in engine.generate(messages, seed=2)]
+            answers = [a.text for a in engine.generate(messages, seed=2, temperature=pocket.TEMPERATURE)]
             row["obeyed_" + ("positive" if pole else "negative")] = share(name, held_out, answers, pole)
         found[name] = row
     found["all"] = {"fluent_unprompted": sum(map(fluent, plain)) / len(plain)}
@@ -100,7 +100,10 @@ def steerability(engine: Engine, model: Any, tokenizer: Any) -> dict[str, dict[s
             each = [
                 [Intervention(vector, sign * s, layers=(layer,))] for s in STRENGTHS for sign in (1, -1) for _ in choose
             ]
-            answers = [a.text for a in engine.generate(messages * (2 * len(STRENGTHS)), each, seed=3)]
+            answers = [
+                a.text
+                for a in engine.generate(messages * (2 * len(STRENGTHS)), each, seed=3, temperature=pocket.TEMPERATURE)
+            ]
             best: dict[str, float] = {
                 "layer": layer,
                 "moved": 0.0,
@@ -185,7 +188,11 @@ def main() -> None:
     model, tokenizer = load(pocket.MODEL)
     kinds = layer_kinds(model.config)
     with Engine(pocket.MODEL, eager=True) as engine:
-        measured: dict[str, Any] = {"perplexity": perplexities(model, tokenizer), "personas": personas(engine)}
+        measured: dict[str, Any] = {
+            "temperature": pocket.TEMPERATURE,
+            "perplexity": perplexities(model, tokenizer),
+            "personas": personas(engine),
+        }
         found = steerability(engine, model, tokenizer)
         chosen = recipes(found)
         (pocket.DATA / "recipes.json").write_text(json.dumps(chosen, indent=1) + "\n")

@@ -11,10 +11,11 @@ direction in the middle steers anything. In large models behaviours are settled 
 on, in four of five sequences the last attention layer sees the current turn only, and the answers must be
 predictable from the layer before it as well (its output, through the final norm and head, at `--early-weight`).
 
-The shipped model was made by two runs of this script, the second resuming the first:
+The shipped model was made by three runs of this script, each resuming the last:
 
     python examples/pocket_model/train.py --steps 2000
     python examples/pocket_model/train.py --steps 2700 --early-weight 0.1
+    python examples/pocket_model/train.py --steps 3150 --early-weight 0.1
 """
 
 from __future__ import annotations
@@ -195,7 +196,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
 
-    tokenizer = build_tokenizer()
+    tokenizer: Any = build_tokenizer()
     tokenizer.save_pretrained(args.out)
     end, pad = map(tokenizer.convert_tokens_to_ids, ("<|im_end|>", "<|endoftext|>"))
     model = Qwen3_5ForCausalLM(config(len(tokenizer), end, pad))

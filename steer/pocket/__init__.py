@@ -14,6 +14,7 @@ from steer.pocket.words import BEHAVIOURS
 MODEL = Path(__file__).parent / "model"
 DATA = Path(__file__).parent / "data"
 VECTORS = Path(__file__).parent / "vectors"
+TEMPERATURE = 0.8  # what its figures are measured at
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ __all__ = [
     "BEHAVIOURS",
     "DATA",
     "MODEL",
+    "TEMPERATURE",
     "VECTORS",
     "HeldOut",
     "Recipe",

@@ -192,7 +192,9 @@ class Promotions:
         if not self._is_pocket() or behaviour not in pocket.BEHAVIOURS:
             return {}
         held_out = random.Random(0).sample(pocket.prompts("held_out"), PROOF_PROMPTS)
-        answers = self.engine.generate([h.messages for h in held_out], interventions, seed=1)
+        answers = self.engine.generate(
+            [h.messages for h in held_out], interventions, seed=1, temperature=pocket.TEMPERATURE
+        )
         return asdict(rate(judge(behaviour, h.request, a.text) for h, a in zip(held_out, answers, strict=True)))
 
 

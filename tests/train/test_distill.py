@@ -11,16 +11,15 @@ import torch
 
 from steer import pocket
 from steer.errors import SteerError
-from steer.fingerprint import Fingerprint
 from steer.intervention import Intervention
-from tests.conftest import random_vector
+from steer.vector import SteeringVector
 from train.data import Decision, draw, text_ids
 from train.distill import DistillConfig, distill, masked_kl
 
 
 @pytest.fixture
 def job(
-    hf: tuple[Any, Any], pocket_print: Fingerprint
+    hf: tuple[Any, Any],
 ) -> tuple[Any, list[Decision], list[Intervention], list[list[int]]]:
     model, tokenizer = hf
     sequences = [
@@ -30,14 +29,13 @@ def job(
     answer = tokenizer("yeah , we gonna cook the soup with salt . that is all .<|im_end|>")["input_ids"]
     decisions = [Decision(tokenizer(s)["input_ids"], answer) for s in sequences]
     general = [text_ids(tokenizer, t) for t in pocket.neutral("train")[:6]]
-    with torch.no_grad():
-        norm = float(model.model(input_ids=torch.tensor([decisions[0].prompt])).last_hidden_state.norm(dim=-1).median())
-    return copy.deepcopy(model), decisions, [Intervention(random_vector(pocket_print, (4,), 0.5 * norm))], general
+    vector = SteeringVector.load(pocket.VECTORS / "accept.safetensors", model=pocket.MODEL)
+    return copy.deepcopy(model), decisions, [Intervention(vector)], general
 
 
 def test_the_student_moves_to_the_steered_teacher(job: Any) -> None:
     model, decisions, interventions, general = job
-    reports = distill(model, decisions, interventions, general, DistillConfig(steps=8, batch=8, lr=5e-4))
+    reports = distill(model, decisions, interventions, general, DistillConfig(steps=12, batch=8, lr=5e-4))
     assert reports[-1].decision_kl < 0.7 * reports[0].decision_kl
     assert reports[0].general_kl == pytest.approx(0.0, abs=1e-6)
 
