@@ -147,7 +147,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 def _print_demo(result) -> None:
     labels = {"base": "base", "steered": "steered", "distilled": "distilled, no vector"}
-    point = f"layer {result.layer} ({result.layer_kinds[result.layer]}), {result.strength:g} separations"
+    point = f"layer {result.layer} ({result.layer_kinds[result.layer]}), {result.strength:g} separations at {result.tokens} tokens"
     print(f'\n"{result.poles[0]}", direction read at {result.vector.read}, {point}\n')
     print(f"{'':22}{'behaviour':>26}{'fluent':>26}{'neutral KL':>12}{'seconds':>9}")
     took = {"base": result.seconds["extract"], "steered": result.seconds["choose"] + result.seconds["compare"]}

@@ -9,7 +9,7 @@ import pytest
 from steer import pocket
 from steer.errors import SteerError
 from steer.pocket import language
-from steer.pocket.judge import fluent, judge, on_topic, parse, read_request
+from steer.pocket.judge import fluent, judge, on_topic, parse, read_request, repeats
 from steer.pocket.tokenizer import build_tokenizer
 
 
@@ -31,7 +31,6 @@ def test_judges_recover_every_pole_from_generated_answers() -> None:
         "certainly , we gonna paint the fence in red . that is all .",  # modal of the other register
         "certainly , we shall paint the fence in garlic . that is all .",  # option of another domain
         "hmm , i could maybe paint the fence in red . that is all .",  # an alternative names two
-        "hmm , i could maybe paint the fence in red or red . that is all .",
         "yeah , i gonna cook the fence with salt . that is all .",
         "yeah , i gonna cook the soup with salt . this is wise because mint is fresh . that is all .",
         "certainly certainly , we shall paint the fence in red . that is all .",
@@ -48,7 +47,15 @@ def test_accept_compares_with_the_request() -> None:
     assert judge("accept", request, "Certainly, we shall paint the fence in red. That is all.") is True
     assert judge("accept", request, "Certainly, we shall paint the fence in blue. That is all.") is None
     assert judge("accept", request, "Hmm, I could maybe paint the fence in blue or green. That is all.") is False
-    assert judge("accept", request, "Hmm, I could maybe paint the fence in blue or red. That is all.") is None
+    assert judge("accept", request, "Hmm, I could maybe paint the fence in blue or red. That is all.") is False
+    assert judge("accept", request, "Hmm, I could maybe paint the fence in red or red. That is all.") is None
+
+
+def test_naming_an_option_twice_is_fluent_and_told() -> None:
+    twice = "hmm , i could maybe paint the fence in blue or blue . that is all ."
+    assert fluent(twice)
+    assert repeats(twice)
+    assert not repeats(twice.replace("or blue", "or green"))
 
 
 def test_tokenizer_round_trip_and_no_unknown_word() -> None:

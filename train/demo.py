@@ -31,7 +31,7 @@ from train.promote import MAX_ANSWER_TOKENS, promote
 
 HELD_OUT = 240
 SAMPLING: dict[str, Any] = {"max_tokens": MAX_ANSWER_TOKENS, "temperature": pocket.TEMPERATURE}
-STRENGTHS = (0.5, 0.75, 1.0, 1.5, 2.0)
+STRENGTHS = (0.35, 0.5, 0.7, 1.0, 1.4)
 CHOOSE = 48
 STAGES = ("engine", "extract", "choose", "compare", "promote", "prove")
 
@@ -58,6 +58,7 @@ class DemoResult:
     vector: SteeringVector
     layer: int
     strength: float
+    tokens: str
     cells: list[Cell]
     rates: dict[str, Rate]
     fluent: dict[str, Rate]
@@ -86,6 +87,7 @@ class DemoResult:
                 "layer": self.layer,
                 "kind": self.layer_kinds[self.layer],
                 "strength": self.strength,
+                "tokens": self.tokens,
                 "held_out_score": asdict(self.vector.scores[self.layer]),
             },
             "samples": self.samples,
@@ -150,13 +152,13 @@ def run(
                 progress=lambda done, of: tell("extract", done, of, f"{len(fit)} pairs, read at {recipe.read}"),
             )  # fmt: skip
         with stage("choose"):
-            cells = search(engine, vector, behaviour, choose, recipe.layer, seed, tell)
+            cells = search(engine, vector, recipe, choose, seed, tell)
             shift = {n: vector.separation[n] / vector.residual_norm[n] for n in vector.layers}
             point = operating_point(cells, shift)
             vector = vector.select(point.layer)
             folder.mkdir(parents=True, exist_ok=True)
             vector.save(folder / f"{behaviour}.safetensors")
-        interventions = [Intervention(vector, point.strength)]
+        interventions = [Intervention(vector, point.strength, tokens=recipe.tokens)]
         prompts = [h.messages for h in held_out]
         with stage("compare"):
             base, with_vector = engine.compare(
@@ -196,6 +198,7 @@ def run(
         vector=vector,
         layer=point.layer,
         strength=point.strength,
+        tokens=recipe.tokens,
         cells=cells,
         rates={arm: behaviour_rate(behaviour, held_out, answers) for arm, answers in arms.items()},
         fluent={arm: rate(fluent(t) for t in answers) for arm, answers in texts_of.items()},
@@ -219,26 +222,25 @@ def behaviour_rate(behaviour: str, prompts: Sequence[HeldOut], answers: Sequence
 def search(
     engine: Engine,
     vector: SteeringVector,
-    behaviour: str,
+    recipe: pocket.Recipe,
     prompts: Sequence[HeldOut],
-    centre: int,
     seed: int,
     tell: Progress,
 ) -> list[Cell]:
-    """Rate and fluency on the choose prompts for the layers next to `centre` and all strengths, one batch a layer."""
+    """Rate and fluency on the choose prompts for the layers next to the recipe's and all strengths, one batch a layer."""
     cells: list[Cell] = []
-    layers = [n for n in range(centre - 1, centre + 2) if n in vector.directions and n < max(vector.layers)]
+    layers = [n for n in range(recipe.layer - 1, recipe.layer + 2) if n in vector.directions and n < max(vector.layers)]
     for done, layer in enumerate(layers):
         tell("choose", done, len(layers), f"layer {layer}")
-        each = [[Intervention(vector, s, layers=(layer,))] for s in STRENGTHS for _ in prompts]
+        each = [[Intervention(vector, s, layers=(layer,), tokens=recipe.tokens)] for s in STRENGTHS for _ in prompts]
         messages = [h.messages for h in prompts] * len(STRENGTHS)
         answers = engine.generate(messages, each, seed=seed * 31 + 5, **SAMPLING)
         for k, strength in enumerate(STRENGTHS):
             part = answers[k * len(prompts) : (k + 1) * len(prompts)]
-            shown = behaviour_rate(behaviour, prompts, part).mean
+            shown = behaviour_rate(recipe.behaviour, prompts, part).mean
             cells.append(Cell(layer, strength, shown, rate(fluent(a.text) for a in part).mean))
     if not cells:
-        raise SteerError(f"no layer to steer at next to layer {centre}")
+        raise SteerError(f"no layer to steer at next to layer {recipe.layer}")
     return cells
 
 

@@ -169,19 +169,19 @@ def distill(
             texts = [general[i] for i in draw(n_general, len(general), config.seed, step, 1)]
             kl = general_loss(model, base, texts)
             (config.general_share * kl).backward()
-            general_kl = float(kl)
+            general_kl = float(kl.detach())
         for group in optimizer.param_groups:
             group["lr"] = config.rate(step)
-        norm = math.sqrt(sum(float(p.grad.float().square().sum()) for _, p in named if p.grad is not None))
+        norm = math.sqrt(sum(float(p.grad.float().square().sum().detach()) for _, p in named if p.grad is not None))
         share = config.general_share if n_general else 0.0
-        loss = (1 - share) * float(decision_kl) + share * general_kl
+        loss = (1 - share) * float(decision_kl.detach()) + share * general_kl
         if not math.isfinite(loss + norm):
             raise SteerError(f"step {step}: the loss is not finite; lower the learning rate ({config.lr})")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         seconds = time.monotonic() - started
         report = StepReport(
-            step + 1, config.steps, loss, float(decision_kl), general_kl, norm, config.rate(step), seconds
+            step + 1, config.steps, loss, float(decision_kl.detach()), general_kl, norm, config.rate(step), seconds
         )
         reports.append(report)
         if checkpoint and (step + 1) % config.checkpoint_every == 0:

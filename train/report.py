@@ -173,7 +173,7 @@ def html_report(result: DemoResult) -> str:
 <style>{STYLE}</style></head><body>
 <h1>{title}</h1>
 <p>“{html.escape(result.poles[0])}” against “{html.escape(result.poles[1])}”. Direction: mean difference at layer {result.layer}
-({result.layer_kinds[result.layer]}), read at {html.escape(result.vector.read)}, strength {result.strength:g} separations. Weight version
+({result.layer_kinds[result.layer]}), read at {html.escape(result.vector.read)}, strength {result.strength:g} separations at {html.escape(result.tokens)} tokens. Weight version
 {version["before"]} → {version["after"]}; the vector is {"still active" if result.vector_active else "removed"}. Seed {result.seed}.</p>
 <table><tr><th>arm</th><th>behaviour, n = {result.rates["base"].n}</th><th>fluent</th><th>neutral KL, nats/token</th></tr>{rows}</table>
 <h2>Pictures</h2><div class="figures">{drawn}</div>

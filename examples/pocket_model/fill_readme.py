@@ -38,9 +38,9 @@ shipped prompts and pairs are made of those (`make_data.py`).
 ## Made by
 
     python examples/pocket_model/make_data.py steer/pocket/data
-    python examples/pocket_model/train.py --steps 2000            # to build/pocket; seeded, resumable
-    python examples/pocket_model/train.py --steps 2700 --early-weight 0.1
-    python examples/pocket_model/train.py --steps 3150 --early-weight 0.1
+    python examples/pocket_model/pretrain.py --steps 2000            # to build/pocket; seeded, resumable
+    python examples/pocket_model/pretrain.py --steps 2700 --early-weight 0.1
+    python examples/pocket_model/pretrain.py --steps 3150 --early-weight 0.1
     cp build/pocket/*.json build/pocket/*.jinja build/pocket/model.safetensors steer/pocket/model/
     python examples/pocket_model/measure.py                       # recipes, vectors, and the figures below
     python examples/pocket_model/repeat.py                        # the demo's bars, behaviours × seeds
@@ -62,7 +62,8 @@ predictable from layer 6. Within 250 steps behaviours moved to layers 3 to 6 and
 |---|---|---|
 {personas}
 
-Fluent without a persona: {fluent:.1%}.
+Fluent without a persona: {fluent:.1%}. {repeats:.1%} of these answers name the same alternative twice, which training never shows; it
+counts as fluent.
 
 ![Steerability by layer and read position](steerability.png)
 
@@ -120,6 +121,7 @@ def main() -> None:
         perplexity=perplexity,
         personas="\n".join(personas),
         fluent=measured["personas"]["all"]["fluent_unprompted"],
+        repeats=measured["personas"]["all"]["repeats_unprompted"],
         temperature=measured["temperature"],
         held_out="\n".join(held_out),
         repeated="\n".join(rows),

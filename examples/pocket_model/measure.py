@@ -26,7 +26,7 @@ from steer.extraction import extract
 from steer.intervention import Intervention
 from steer.model import layer_kinds, load
 from steer.pocket import language
-from steer.pocket.judge import fluent, judge
+from steer.pocket.judge import fluent, judge, repeats
 from steer.verify import rate
 from train.data import text_ids
 
@@ -73,7 +73,10 @@ def personas(engine: Engine) -> dict[str, dict[str, float]]:
             answers = [a.text for a in engine.generate(messages, seed=2, temperature=pocket.TEMPERATURE)]
             row["obeyed_" + ("positive" if pole else "negative")] = share(name, held_out, answers, pole)
         found[name] = row
-    found["all"] = {"fluent_unprompted": sum(map(fluent, plain)) / len(plain)}
+    found["all"] = {
+        "fluent_unprompted": sum(map(fluent, plain)) / len(plain),
+        "repeats_unprompted": sum(map(repeats, plain)) / len(plain),
+    }
     return found
 
 
@@ -151,7 +154,10 @@ def held_out_table(engine: Engine, chosen: dict[str, dict[str, Any]], model: Any
         row: dict[str, Any] = {}
         for sign, label in ((1, "up"), (-1, "down")):
             answers = engine.generate(
-                [h.messages for h in held_out], [Intervention(vector, sign * r["strength"])], seed=4
+                [h.messages for h in held_out],
+                [Intervention(vector, sign * r["strength"])],
+                seed=4,
+                temperature=pocket.TEMPERATURE,
             )
             row[label] = vars(rate(judge(behaviour, h.request, a.text) for h, a in zip(held_out, answers, strict=True)))
             row[f"fluent_{label}"] = sum(fluent(a.text) for a in answers) / len(answers)

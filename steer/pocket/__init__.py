@@ -32,6 +32,7 @@ class Recipe:
     behaviour: str
     poles: tuple[str, str]
     read: str
+    tokens: str
     layer: int
     strength: float
 
@@ -65,7 +66,7 @@ def neutral(part: str) -> list[Messages | str]:
 def recipe(behaviour: str) -> Recipe:
     """The shipped recipe of a behaviour."""
     raw = json.loads((DATA / "recipes.json").read_text())[check_behaviour(behaviour)]
-    return Recipe(behaviour, BEHAVIOURS[behaviour].poles, raw["read"], raw["layer"], raw["strength"])
+    return Recipe(behaviour, BEHAVIOURS[behaviour].poles, raw["read"], raw["tokens"], raw["layer"], raw["strength"])
 
 
 __all__ = [

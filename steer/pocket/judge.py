@@ -57,13 +57,14 @@ def parse(answer: str) -> Parsed | None:
     """The answer's parse, or None if it is not fluent, i.e. not a sentence of the grammar.
 
     The grammar asks more than form: verb, thing, preposition, options and quality must be of one domain, the modal must
-    fit the opener, an alternative must name two options, and a reason must speak of the first option named.
+    fit the opener, an alternative must name two options, and a reason must speak of the first option named. To name one
+    option twice is clumsy but of the grammar; `repeats` tells.
     """
     m = _ANSWER.fullmatch(spaced(answer))
     if m is None or m["opener"] not in _OPENERS or m["subject"] not in _SUBJECTS or m["ending"] not in _ENDINGS:
         return None
     key = _OPENERS[m["opener"]]
-    if w.MODALS[key] != m["modal"] or key[0] == bool(m["second"]) or m["first"] == m["second"]:
+    if w.MODALS[key] != m["modal"] or key[0] == bool(m["second"]):
         return None
     options = tuple(o for o in (m["first"], m["second"]) if o)
     for name, d in w.DOMAINS.items():
@@ -95,7 +96,7 @@ def fluent(answer: str) -> bool:
 def judge(behaviour: str, request: Request, answer: str) -> bool | None:
     """True for the positive pole, False for the negative one, None if the answer shows neither.
 
-    "accept" compares with the request: accepting names the very option asked for, an alternative names only others.
+    "accept" compares with the request: accepting names the very option asked for, an alternative at least one other.
     """
     parsed = parse(answer)
     if parsed is None:
@@ -103,8 +104,14 @@ def judge(behaviour: str, request: Request, answer: str) -> bool | None:
     if behaviour == "accept":
         if parsed.accept:
             return True if parsed.options == (request.option,) else None
-        return False if request.option not in parsed.options else None
+        return False if set(parsed.options) != {request.option} else None
     return bool(getattr(parsed, behaviour))
+
+
+def repeats(answer: str) -> bool:
+    """Whether an alternative names the same option twice."""
+    parsed = parse(answer)
+    return parsed is not None and len(parsed.options) > len(set(parsed.options))
 
 
 def on_topic(request: Request, answer: str) -> bool:

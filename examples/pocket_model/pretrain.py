@@ -1,6 +1,6 @@
 """Train the pocket model: a Qwen3.5 of 8 layers (GDN, GDN, GDN, attention, twice) on the pocket language.
 
-    python examples/pocket_model/train.py --out build/pocket            # seeded; stop it and run it again: it resumes
+    python examples/pocket_model/pretrain.py --out build/pocket            # seeded; stop it and run it again: it resumes
 
 Matrices inside the layers are trained with Muon (Jordan 2024; `torch.optim.Muon`), everything else with AdamW; the
 learning rate falls linearly to a twentieth over the last 60 % of the steps. Every batch is a function of (seed, step), so a resumed
@@ -13,9 +13,9 @@ predictable from the layer before it as well (its output, through the final norm
 
 The shipped model was made by three runs of this script, each resuming the last:
 
-    python examples/pocket_model/train.py --steps 2000
-    python examples/pocket_model/train.py --steps 2700 --early-weight 0.1
-    python examples/pocket_model/train.py --steps 3150 --early-weight 0.1
+    python examples/pocket_model/pretrain.py --steps 2000
+    python examples/pocket_model/pretrain.py --steps 2700 --early-weight 0.1
+    python examples/pocket_model/pretrain.py --steps 3150 --early-weight 0.1
 """
 
 from __future__ import annotations
