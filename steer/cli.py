@@ -183,10 +183,12 @@ def _serve(args: argparse.Namespace) -> int:
 def _extract(args: argparse.Namespace) -> int:
     from steer.capture import parse_read
     from steer.extraction import extract
+    from steer.methods import resolve
     from steer.model import layer_kinds, load
     from steer.pairs import ContrastSet
 
     pairs = ContrastSet.load(args.pairs)
+    resolve(args.method)
     if not args.output.parent.is_dir():
         raise SteerError(f"{args.output.parent}: no such folder to save the vector in")
     fit, _, held_out = pairs.split(args.seed, (0.7, 0.0, 0.3))

@@ -17,7 +17,9 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, device: str | Non
         ModelError: nothing loadable there.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     name = str(path)
     if ("/" not in name or name.startswith(("/", ".", "~"))) and not Path(name).is_dir():
         raise ModelError(f"{name}: no such model folder")

@@ -41,6 +41,7 @@ class SteeringVector:
         scores: layer → held-out score.
         selected: the layers an `Intervention` uses when it names none.
         fingerprint: the model it was read from.
+        strength, tokens: the operating point found for it, which the page starts from.
     """
 
     directions: Mapping[int, np.ndarray]
@@ -55,6 +56,8 @@ class SteeringVector:
     poles: tuple[str, str] = ("positive", "negative")
     pairs_hash: str = ""
     split_hashes: Mapping[str, str] = field(default_factory=dict)
+    strength: float = 1.0
+    tokens: str = "all"
     mismatch_allowed: bool = False
 
     def __post_init__(self) -> None:
@@ -96,6 +99,10 @@ class SteeringVector:
         """The same vector, used at these layers by default."""
         return replace(self, selected=tuple(layers))
 
+    def use(self, layer: int, strength: float, tokens: str = "all") -> SteeringVector:
+        """The same vector with another operating point."""
+        return replace(self, selected=(layer,), strength=strength, tokens=tokens)
+
     def save(self, path: str | Path) -> Path:
         """Write the file; its folder must exist."""
         from safetensors.numpy import save_file
@@ -113,6 +120,7 @@ class SteeringVector:
             "read": self.read,
             "layers": self.layers,
             "selected": list(self.selected),
+            "operating_point": {"strength": self.strength, "tokens": self.tokens},
             "separation": {str(k): float(v) for k, v in self.separation.items()},
             "residual_norm": {str(k): float(v) for k, v in self.residual_norm.items()},
             "scores": {str(k): asdict(v) for k, v in self.scores.items()},
@@ -174,6 +182,8 @@ def _read(path: Path) -> SteeringVector:
             poles=(meta["poles"][0], meta["poles"][1]),
             fingerprint=Fingerprint(**meta["fingerprint"]),
             pairs_hash=meta["pairs_hash"],
+            strength=float(meta["operating_point"]["strength"]),
+            tokens=meta["operating_point"]["tokens"],
             split_hashes=meta["split_hashes"],
         )
     except (SafetensorError, KeyError, ValueError, TypeError, IndexError) as error:

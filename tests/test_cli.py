@@ -63,6 +63,7 @@ def test_bad_input(arguments: list[str], says: str, tmp_path: Path, capsys: pyte
         busy.listen()
         port = busy.getsockname()[1]
         names = {"tmp": tmp_path, "port": port, "accept": pocket.VECTORS / "accept.safetensors"}
+        capsys.readouterr()  # what making the model printed
         code, _, error = run(capsys, *[a.format(**names) for a in arguments])
     assert code == 2
     assert says.format(**names) in error

@@ -40,10 +40,10 @@ def test_records_last_and_unknown_jobs_are_named(tmp_path: Path) -> None:
 def test_a_killed_training_and_a_new_server_finish_the_job(engine: Engine, tmp_path: Path) -> None:
     """kill -9 on the training, then the server goes away; a new one takes the job up and ends it."""
     config = DistillConfig(steps=8, batch=8, checkpoint_every=2)
-    vector = pocket.VECTORS / "accept.safetensors"
+    vector, point = pocket.VECTORS / "accept.safetensors", pocket.recipe("accept")
     prompts, general = [h.messages for h in pocket.prompts("distill")[:40]], pocket.neutral("train")[:20]
     first = Promotions(engine, tmp_path)
-    job = first.start(vector, 1.0, prompts=prompts, general=general, config=config)
+    job = first.start(vector, point.strength, tokens=point.tokens, prompts=prompts, general=general, config=config)
     with pytest.raises(SteerError, match="wait for it or cancel it"):
         first.start(vector, 1.0)
     end = time.monotonic() + 120
@@ -78,7 +78,11 @@ def test_cancel_leaves_the_served_weights(engine: Engine, tmp_path: Path) -> Non
     promotions = Promotions(engine, tmp_path)
     prompts = [h.messages for h in pocket.prompts("distill")[:20]]
     job = promotions.start(
-        pocket.VECTORS / "accept.safetensors", 1.0, prompts=prompts, config=DistillConfig(steps=500, batch=4)
+        pocket.VECTORS / "accept.safetensors",
+        0.5,
+        tokens="prompt",
+        prompts=prompts,
+        config=DistillConfig(steps=500, batch=4),
     )
     end = time.monotonic() + 120
     while not promotions.jobs.losses(job.id) and time.monotonic() < end:

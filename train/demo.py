@@ -155,7 +155,7 @@ def run(
             cells = search(engine, vector, recipe, choose, seed, tell)
             shift = {n: vector.separation[n] / vector.residual_norm[n] for n in vector.layers}
             point = operating_point(cells, shift)
-            vector = vector.select(point.layer)
+            vector = vector.use(point.layer, point.strength, recipe.tokens)
             folder.mkdir(parents=True, exist_ok=True)
             vector.save(folder / f"{behaviour}.safetensors")
         interventions = [Intervention(vector, point.strength, tokens=recipe.tokens)]

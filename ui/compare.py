@@ -115,7 +115,12 @@ def compare_section(page: gr.Blocks, engine: Engine, folder: Path) -> Controls:
         with gr.Column(scale=3):
             vector = gr.Dropdown(names, value=names[0] if names else None, label="Vector", elem_id="vector")
             strength = gr.Slider(
-                -LIMIT, LIMIT, value=1.0, step=0.05, label="Strength (separations)", elem_id="strength"
+                -LIMIT,
+                LIMIT,
+                value=first.strength if first else 1.0,
+                step=0.05,
+                label="Strength (separations)",
+                elem_id="strength",
             )
             poles = gr.HTML(poles_html(first), elem_id="poles")
     with gr.Row():
@@ -131,7 +136,7 @@ def compare_section(page: gr.Blocks, engine: Engine, folder: Path) -> Controls:
         layer = gr.Dropdown(
             [("the vector's own", -1), *[(f"layer {n}", n) for n in range(engine.layers)]], value=-1, label="Layer"
         )
-        tokens = gr.Radio(list(TOKENS), value="all", label="Tokens steered")
+        tokens = gr.Radio(list(TOKENS), value=first.tokens if first else "all", label="Tokens steered")
         seed = gr.Number(7, label="Seed", precision=0)
         temperature = gr.Slider(0.0, 1.5, value=1.0, step=0.05, label="Temperature")
         length = gr.Slider(8, 512, value=64, step=8, label="Most tokens")
@@ -157,11 +162,20 @@ def compare_section(page: gr.Blocks, engine: Engine, folder: Path) -> Controls:
         running = trigger(generate, inputs, outputs, concurrency_limit=16, show_progress="hidden")
         stop.click(None, cancels=[running])
 
-    def refresh(current: str | None) -> tuple[Any, str]:
-        found = vector_names(folder)
-        chosen = current if current in found else (found[0] if found else None)
-        return gr.Dropdown(choices=found, value=chosen), poles_html(load_vector(folder, chosen) if chosen else None)
+    def point(name: str | None) -> tuple[str, Any, Any]:
+        """Poles, and the operating point the vector was found to work at."""
+        if not name:
+            return poles_html(None), gr.skip(), gr.skip()
+        try:
+            chosen = load_vector(folder, name)
+        except SteerError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        return poles_html(chosen), chosen.strength, chosen.tokens
 
-    page.load(refresh, vector, [vector, poles])
-    vector.change(lambda name: poles_html(load_vector(folder, name) if name else None), vector, poles)
+    def refresh(current: str | None) -> Any:
+        found = vector_names(folder)
+        return gr.Dropdown(choices=found, value=current if current in found else (found[0] if found else None))
+
+    page.load(refresh, vector, vector)
+    vector.change(point, vector, [poles, strength, tokens])
     return Controls(vector, strength, layer, tokens)

@@ -29,9 +29,9 @@ STATES = {
 }
 
 
-def lines(text: str) -> list[Messages]:
+def lines(text: str | None) -> list[Messages]:
     """One user message for each line that is not blank."""
-    return [[{"role": "user", "content": line.strip()}] for line in text.splitlines() if line.strip()]
+    return [[{"role": "user", "content": line.strip()}] for line in (text or "").splitlines() if line.strip()]
 
 
 def job_html(job: Job | None) -> str:

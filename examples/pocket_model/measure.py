@@ -149,7 +149,7 @@ def held_out_table(engine: Engine, chosen: dict[str, dict[str, Any]], model: Any
         vector = extract(
             model, fit, read=r["read"], held_out=score, tokenizer=tokenizer, source=pocket.MODEL, name=behaviour,
             poles=pocket.BEHAVIOURS[behaviour].poles,
-        ).select(r["layer"])  # fmt: skip
+        ).use(r["layer"], r["strength"], r["tokens"])  # fmt: skip
         vector.save(pocket.VECTORS / f"{behaviour}.safetensors")
         row: dict[str, Any] = {}
         for sign, label in ((1, "up"), (-1, "down")):

@@ -169,11 +169,13 @@ class Engine:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt: a text is one user message, messages go through the chat template, ids stay."""
+        if not prompt:
+            raise RefusedError("the prompt is empty")
         if isinstance(prompt, str):
             if not getattr(self.tokenizer, "chat_template", None):
                 return list(self.tokenizer(prompt)["input_ids"])
             return chat_ids(self.tokenizer, [{"role": "user", "content": prompt}])
-        if prompt and isinstance(prompt[0], int):
+        if isinstance(prompt[0], int):
             return [int(t) for t in prompt]  # type: ignore[arg-type]
         return chat_ids(self.tokenizer, prompt)  # type: ignore[arg-type]
 
@@ -207,8 +209,6 @@ class Engine:
         from vllm.sampling_params import RequestOutputKind
 
         limit = self._llm.model_config.max_model_len
-        if not ids:
-            raise RefusedError("the prompt is empty")
         if len(ids) >= limit:
             raise RefusedError(f"the prompt has {len(ids)} tokens; this engine holds {limit} with the answer")
         request_id = uuid.uuid4().hex

@@ -36,11 +36,28 @@ def test_steered_log_probabilities_agree_with_the_oracle(family: str, options: d
     prompts = [tokenizer(t)["input_ids"] for t in texts]
     with Engine(path, **options) as engine:
         answers = engine.generate(prompts, each, temperature=0.0, max_tokens=8, logprobs=0)
+        check_prefix_cache(
+            engine, tokenizer("paint the fence in red . " * 60)["input_ids"], [Intervention(vector, 0.9)]
+        )
     for prompt, k, a in zip(prompts, each, answers, strict=True):
         gap = np.abs(served(a) - oracle(model, prompt, a.token_ids, k)).max()
         assert gap < 0.08
         if k:
             assert np.abs(served(a) - oracle(model, prompt, a.token_ids, [])).max() > 4 * gap
+
+
+def check_prefix_cache(engine: Engine, prompt: list[int], interventions: list[Intervention]) -> None:
+    """Equal settings share blocks, others never do, and the answers are those of a cold cache."""
+    settings: dict[str, Any] = {"temperature": 0.0, "max_tokens": 3, "logprobs": 2}
+    cold, plain, warm, plain_again = (
+        engine.generate([prompt], k, **settings)[0] for k in (interventions, [], interventions, [])
+    )
+    assert cold.receipt.tokens_cached == plain.receipt.tokens_cached == 0
+    assert warm.receipt.tokens_cached >= 128
+    assert plain_again.receipt.tokens_cached >= 128
+    assert np.abs(served(warm) - served(cold)).max() < 0.02
+    assert np.abs(served(plain_again) - served(plain)).max() < 0.02
+    assert warm.receipt.tokens_steered == len(prompt) - warm.receipt.tokens_cached + len(warm.token_ids) - 1
 
 
 def test_an_unknown_model_is_named() -> None:
