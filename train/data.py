@@ -29,7 +29,7 @@ class Decision:
 def save_jsonl(path: Path, rows: Sequence[Any]) -> None:
     """One JSON value a line; dataclasses as objects."""
     values = [json.dumps(r if isinstance(r, list) else asdict(r)) for r in rows]
-    path.write_text("\n".join(values) + "\n", encoding="utf-8")
+    path.write_text("".join(v + "\n" for v in values), encoding="utf-8")
 
 
 def load_decisions(path: Path) -> list[Decision]:

@@ -42,7 +42,7 @@ shipped prompts and pairs are made of those (`make_data.py`).
     python examples/pocket_model/pretrain.py --steps 2700 --early-weight 0.1
     python examples/pocket_model/pretrain.py --steps 3150 --early-weight 0.1
     cp build/pocket/*.json build/pocket/*.jinja build/pocket/model.safetensors steer/pocket/model/
-    python examples/pocket_model/measure.py                       # recipes, vectors, and the figures below
+    python examples/pocket_model/measure.py                       # vectors, and the figures below
     python examples/pocket_model/repeat.py                        # the demo's bars, behaviours × seeds
     python examples/pocket_model/fill_readme.py
 
@@ -67,14 +67,14 @@ counts as fluent.
 
 ![Steerability by layer and read position](steerability.png)
 
-Numbers are percentage points between −s and +s for the best of three strengths at which at least 95 % stay fluent, vector added
-at all tokens. Before layer 3, the first attention layer, the last token knows nothing of the persona. Behaviours of the first word
+Numbers are percentage points between −s and +s (n = 20 choose prompts each) for the best setting at which at least 95 % stay
+fluent, of strengths 0.35, 0.5 and 0.8, added at all tokens or, for `last_prompt`, at all or at the prompt's tokens. Before layer 3, the first attention layer, the last token knows nothing of the persona. Behaviours of the first word
 can be read at the last prompt token; those decided later are not there yet, and are read where they are decided (`response_last`).
 
 What the shipped recipes do on the held-out prompts (layer and strength were chosen on others):
 
-| behaviour | read | layer | strength | −s | +s | fluent (−s, +s) |
-|---|---|---|---|---|---|---|
+| behaviour | read | tokens | layer | strength | −s | +s | fluent (−s, +s) |
+|---|---|---|---|---|---|---|---|
 {held_out}
 
 ## The whole path, repeated
@@ -100,7 +100,7 @@ def main() -> None:
         if n != "all"
     ]
     held_out = [
-        f"| `{n}` | {r['read']} | {r['layer']} ({kinds[r['layer']]}) | {r['strength']:g} | {r['down']['mean']:.1%} | "
+        f"| `{n}` | {r['read']} | {r['tokens']} | {r['layer']} ({kinds[r['layer']]}) | {r['strength']:g} | {r['down']['mean']:.1%} | "
         f"{r['up']['mean']:.1%} | {r['fluent_down']:.1%}, {r['fluent_up']:.1%} |"
         for n, r in measured["held_out"].items()
     ]

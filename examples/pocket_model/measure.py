@@ -1,9 +1,9 @@
-"""Measure the pocket model, choose its recipes, and ship vectors: what README.md of this folder reports.
+"""Measure the pocket model and ship its vectors: what README.md of this folder reports.
 
     python examples/pocket_model/measure.py             # about ten minutes on 2 cores
 
-Writes `measured.json` and `steerability.png` here, and `recipes.json` and the vectors into `steer/pocket/`. Layer, read position
-and strength are chosen on the choose prompts; the rates in the table are of the held-out prompts.
+Writes `measured.json` and `steerability.png` here, and the vectors into `steer/pocket/vectors/`. The recipes
+(`steer/pocket/data/recipes.json`) were chosen on the choose prompts; the rates of the recipes are of the held-out prompts.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from steer.verify import rate
 from train.data import text_ids
 
 HERE = Path(__file__).parent
-STRENGTHS = (1.0, 1.5, 2.0)
-PROMPTS = 40
+STRENGTHS = (0.35, 0.5, 0.8)
+PROMPTS = 20
 READS = ("last_prompt", "response_mean", "response_last")
 
 
@@ -84,59 +84,53 @@ def share(behaviour: str, prompts: list[pocket.HeldOut], answers: list[str], pol
     return sum(judge(behaviour, h.request, a) is pole for h, a in zip(prompts, answers, strict=True)) / len(answers)
 
 
-def steerability(engine: Engine, model: Any, tokenizer: Any) -> dict[str, dict[str, list[dict[str, float]]]]:
-    """behaviour → read position → per layer: the largest movement between −s and +s among the fluent settings."""
+def steerability(engine: Engine, model: Any, tokenizer: Any) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """behaviour → read position → per layer: the largest movement between −s and +s among the fluent settings.
+
+    At the last prompt token's direction the prompt alone is steered as well as all tokens, and the better of the two is kept.
+    """
     choose = pocket.prompts("choose")[:PROMPTS]
     messages = [h.messages for h in choose]
-    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     work = [(b, r) for b in pocket.BEHAVIOURS for r in READS]
     for behaviour, read in tqdm(work, desc="steerability"):
         pairs = pocket.contrast_set(behaviour)
         if read != "last_prompt" and pairs[0].positive_response is None:
             continue
         vector = extract(
-            model, pairs, read=read, tokenizer=tokenizer, source=pocket.MODEL, name=behaviour,
+            model, pairs[:100], read=read, tokenizer=tokenizer, source=pocket.MODEL, name=behaviour,
             poles=pocket.BEHAVIOURS[behaviour].poles,
         )  # fmt: skip
+        scopes = ("all", "prompt") if read == "last_prompt" else ("all",)
+        settings = [(scope, s) for scope in scopes for s in STRENGTHS]
         rows = []
         for layer in vector.layers:
             each = [
-                [Intervention(vector, sign * s, layers=(layer,))] for s in STRENGTHS for sign in (1, -1) for _ in choose
+                [Intervention(vector, sign * s, layers=(layer,), tokens=scope)]
+                for scope, s in settings
+                for sign in (1, -1)
+                for _ in choose
             ]
-            answers = [
-                a.text
-                for a in engine.generate(messages * (2 * len(STRENGTHS)), each, seed=3, temperature=pocket.TEMPERATURE)
-            ]
-            best: dict[str, float] = {
+            made = engine.generate(messages * (2 * len(settings)), each, seed=3, temperature=pocket.TEMPERATURE)
+            answers = [a.text for a in made]
+            best: dict[str, Any] = {
                 "layer": layer,
                 "moved": 0.0,
                 "strength": 0.0,
+                "tokens": "all",
                 "up": 0.0,
                 "down": 0.0,
-                "fluent": 0.0,
             }
-            for k, s in enumerate(STRENGTHS):
+            for k, (scope, s) in enumerate(settings):
                 up = answers[2 * k * PROMPTS : (2 * k + 1) * PROMPTS]
                 down = answers[(2 * k + 1) * PROMPTS : (2 * k + 2) * PROMPTS]
                 good = sum(map(fluent, up + down)) / (2 * PROMPTS)
                 high, low = share(behaviour, choose, up), share(behaviour, choose, down)
                 if good >= 0.95 and high - low > best["moved"]:
-                    best |= {"moved": high - low, "strength": s, "up": high, "down": low, "fluent": good}
+                    best |= {"moved": high - low, "strength": s, "tokens": scope, "up": high, "down": low}
             rows.append(best)
         found.setdefault(behaviour, {})[read] = rows
     return found
-
-
-def recipes(found: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str, dict[str, Any]]:
-    """For each behaviour the read position and layer, other than the last, that raise it the most while fluent."""
-    chosen = {}
-    for behaviour, reads in found.items():
-        options = [
-            (row["up"], row["moved"], -row["strength"], read, row) for read, rows in reads.items() for row in rows[:-1]
-        ]
-        _, _, _, read, row = max(options, key=lambda o: (round(o[0], 1), round(o[1], 1), o[2]))
-        chosen[behaviour] = {"read": read, "layer": int(row["layer"]), "strength": row["strength"]}
-    return chosen
 
 
 def held_out_table(engine: Engine, chosen: dict[str, dict[str, Any]], model: Any, tokenizer: Any) -> dict[str, Any]:
@@ -155,7 +149,7 @@ def held_out_table(engine: Engine, chosen: dict[str, dict[str, Any]], model: Any
         for sign, label in ((1, "up"), (-1, "down")):
             answers = engine.generate(
                 [h.messages for h in held_out],
-                [Intervention(vector, sign * r["strength"])],
+                [Intervention(vector, sign * r["strength"], tokens=r["tokens"])],
                 seed=4,
                 temperature=pocket.TEMPERATURE,
             )
@@ -200,8 +194,7 @@ def main() -> None:
             "personas": personas(engine),
         }
         found = steerability(engine, model, tokenizer)
-        chosen = recipes(found)
-        (pocket.DATA / "recipes.json").write_text(json.dumps(chosen, indent=1) + "\n")
+        chosen = json.loads((pocket.DATA / "recipes.json").read_text())
         measured |= {"steerability": found, "held_out": held_out_table(engine, chosen, model, tokenizer)}
     (HERE / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
     draw(found, kinds, HERE / "steerability.png")
