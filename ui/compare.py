@@ -151,7 +151,7 @@ def compare_section(page: gr.Blocks, engine: Engine, folder: Path) -> Controls:
             sampling = {"seed": int(number), "temperature": heat, "max_tokens": int(most)}
             for plain, moved in both(engine, text, [chosen], **sampling):
                 yield (
-                    plain.text if plain else "", moved.text if moved else "", receipt_html(plain), receipt_html(moved)
+                    plain.text.lstrip() if plain else "", moved.text.lstrip() if moved else "", receipt_html(plain), receipt_html(moved)
                 )  # fmt: skip
         except SteerError as error:
             raise gr.Error(str(error), print_exception=False) from None

@@ -51,7 +51,7 @@ def main() -> None:
                     config = DistillConfig(**({"seed": seed} | settings))
                     result, _ = demo.run(behaviour, Path(folder), seed, config, engine=engine)
                     engine.update_weights(pocket.MODEL)
-                record = result.record() | {"samples": []}
+                record: dict[str, Any] = {**result.record(), "samples": []}
                 rows.append(record | {"bars": bars(record)})
                 r, f, kl = record["rates"], record["fluent"], record["neutral_kl"]
                 point = record["operating_point"]
