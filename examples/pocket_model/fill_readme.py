@@ -68,7 +68,8 @@ counts as fluent.
 ![Steerability by layer and read position](steerability.png)
 
 Numbers are percentage points between −s and +s (n = 20 choose prompts each) for the best setting at which at least 95 % stay
-fluent, of strengths 0.35, 0.5 and 0.8, added at all tokens or, for `last_prompt`, at all or at the prompt's tokens. Before layer 3, the first attention layer, the last token knows nothing of the persona. Behaviours of the first word
+fluent, of strengths 0.35, 0.5 and 0.8, added at all tokens or, for `last_prompt`, at all or at the prompt's tokens.
+The best of several settings at so small an n: up to about 35 points are chance, as layers 0 to 2 show. Before layer 3, the first attention layer, the last token knows nothing of the persona. Behaviours of the first word
 can be read at the last prompt token; those decided later are not there yet, and are read where they are decided (`response_last`).
 
 What the shipped recipes do on the held-out prompts (layer and strength were chosen on others):

@@ -1,4 +1,5 @@
-"""Run the demo for several behaviours and seeds on one engine, and print the bars it has to meet.
+"""Run the demo for several behaviours and seeds on one engine, and print the bars it has to meet. A run replaces the same run of an
+earlier call in the JSON file.
 
 python examples/pocket_model/repeat.py --behaviours accept formal together reasons warm --seeds 0 1 2
 """
@@ -42,7 +43,7 @@ def main() -> None:
     args = parser.parse_args()
     defaults = vars(DistillConfig())
     settings = {k: type(defaults[k])(v) for k, v in (s.split("=") for s in args.set)}
-    rows = []
+    rows: list[dict[str, Any]] = json.loads(args.json.read_text()) if args.json.exists() else []
     with Engine(pocket.MODEL, eager=True) as engine:
         for behaviour in args.behaviours:
             for seed in args.seeds:
@@ -51,6 +52,7 @@ def main() -> None:
                     config = DistillConfig(**({"seed": seed} | settings))
                     result, _ = demo.run(behaviour, Path(folder), seed, config, engine=engine)
                     engine.update_weights(pocket.MODEL)
+                rows = [r for r in rows if (r["behaviour"], r["seed"]) != (behaviour, seed)]
                 record: dict[str, Any] = {**result.record(), "samples": []}
                 rows.append(record | {"bars": bars(record)})
                 r, f, kl = record["rates"], record["fluent"], record["neutral_kl"]
