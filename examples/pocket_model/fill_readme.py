@@ -46,7 +46,7 @@ shipped prompts and pairs are made of those (`make_data.py`).
     python examples/pocket_model/repeat.py                        # the demo's bars, behaviours × seeds
     python examples/pocket_model/fill_readme.py
 
-Training took about 70 minutes on 2 cores that did other work as well (1.05 s a step of 3,072 tokens when they did not).
+Training took about 80 minutes on 2 cores that did other work as well (1.05 s a step of 3,072 tokens when they did not).
 
 Trained on the next token alone, so small a model read the persona in its very last layer, by attention, straight into the logits:
 at step 1,000 personas were obeyed, and no direction in layers 3 to 6 moved anything. Large models settle behaviours in the middle.
@@ -69,7 +69,9 @@ counts as fluent.
 
 Numbers are percentage points between −s and +s (n = 20 choose prompts each) for the best setting at which at least 95 % stay
 fluent, of strengths 0.35, 0.5 and 0.8, added at all tokens or, for `last_prompt`, at all or at the prompt's tokens.
-The best of several settings at so small an n: up to about 35 points are chance, as layers 0 to 2 show. Before layer 3, the first attention layer, the last token knows nothing of the persona. Behaviours of the first word
+The best of several settings at so small an n: up to about 35 points are chance, as layers 0 to 2 show.
+
+Before layer 3, the first attention layer, the last token knows nothing of the persona. Behaviours of the first word
 can be read at the last prompt token; those decided later are not there yet, and are read where they are decided (`response_last`).
 
 What the shipped recipes do on the held-out prompts (layer and strength were chosen on others):

@@ -14,10 +14,10 @@ import queue
 import threading
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from steer.engine.request import Progress, Sampling, per_prompt
 from steer.engine.result import Completion, Receipt
 from steer.engine.slots import VectorSlots, key_of
 from steer.errors import InterventionError, ModelError, RefusedError
@@ -202,7 +202,7 @@ class Engine:
 
     async def _run(
         self, ids: list[int], interventions: Sequence[Intervention], settings: Sampling, final_only: bool
-    ) -> AsyncIterator[_Progress]:
+    ) -> AsyncIterator[Progress]:
         """vLLM's outputs for one request, with what the receipt needs; the vectors are held while it runs."""
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
@@ -226,15 +226,13 @@ class Engine:
             version, salt = self.weight_version, self.salt(interventions)
             prompt = TokensPrompt(prompt_token_ids=ids, cache_salt=salt)
             async for output in self._llm.generate(prompt, params, request_id):
-                yield _Progress(request_id, output, version)
+                yield Progress(request_id, output, version)
 
     async def _counts(self, ids: Sequence[str]) -> list[int]:
         """Tokens steered, for each request; the least over the workers."""
         return [min(per_worker) for per_worker in zip(*await self._rpc("steer_counts", list(ids)), strict=True)]
 
-    def _completion(
-        self, progress: _Progress, interventions: Sequence[Intervention], steered: int | None
-    ) -> Completion:
+    def _completion(self, progress: Progress, interventions: Sequence[Intervention], steered: int | None) -> Completion:
         """The completion and its receipt; `steered` is None while the answer is still being made.
 
         Raises:
@@ -271,7 +269,7 @@ class Engine:
     async def _generate(
         self, ids: list[list[int]], interventions: list[Sequence[Intervention]], settings: list[Sampling]
     ) -> list[Completion]:
-        async def last(i: int) -> _Progress:
+        async def last(i: int) -> Progress:
             found = None
             async for progress in self._run(ids[i], interventions[i], settings[i], final_only=True):
                 found = progress
@@ -312,7 +310,7 @@ class Engine:
             InterventionError: an intervention does not fit this model.
             RefusedError: the engine cannot steer as asked.
         """
-        each = _per_prompt(interventions, len(prompts))
+        each = per_prompt(interventions, len(prompts))
         for k in each:
             self.check(k)
         settings = [
@@ -401,31 +399,3 @@ class Engine:
         self.fingerprint = new
         self._lineage.add(new.weights)
         return self.weight_version
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How one answer is sampled."""
-
-    seed: int | None = 0
-    max_tokens: int = 64
-    temperature: float = 1.0
-    top_p: float = 1.0
-    logprobs: int | None = None
-
-
-@dataclass(frozen=True)
-class _Progress:
-    """A request under way: our id, vLLM's output so far, the weight version it began with."""
-
-    id: str
-    output: Any
-    version: int
-
-
-def _per_prompt(given: Sequence[Any], n: int) -> list[Sequence[Intervention]]:
-    if not given or isinstance(given[0], Intervention):
-        return [given] * n
-    if len(given) != n:
-        raise InterventionError(f"{len(given)} lists of interventions for {n} prompts")
-    return list(given)
