@@ -7,9 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from steer import __version__
 from steer.errors import SteerError
+
+if TYPE_CHECKING:
+    from steer.intervention import Intervention
 
 RED = 2
 
@@ -76,13 +80,41 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--model", default=None, help="folder or hub id (the pocket model)")
     generate.add_argument("--vector", type=Path, default=None, metavar="FILE")
     generate.add_argument("--strength", type=float, default=1.0, help="in separations")
+    generate.add_argument("--op", default="add", help="add, ablate, clamp or reflect")
     generate.add_argument("--layers", type=int, nargs="+", default=None)
-    generate.add_argument("--tokens", default="all", help="all, prompt or generated")
+    generate.add_argument(
+        "--tokens", default="all", help='all, prompt, generated, last_prompt, or a span such as "[-5, null]"'
+    )
+    generate.add_argument("--preserve-norm", action="store_true", help="keep the norm of the block output")
+    generate.add_argument(
+        "--steering",
+        default=None,
+        metavar="JSON",
+        help="instead: a list of interventions, whose vectors are file names",
+    )
     generate.add_argument("--max-tokens", type=int, default=64)
     generate.add_argument("--temperature", type=float, default=1.0)
     generate.add_argument("--seed", type=int, default=0)
     generate.set_defaults(run=_generate)
+    bench = commands.add_parser("bench", help="measure ratios of things run in turn, and print them beside their bars")
+    bench.add_argument("name", choices=["steering"])
+    bench.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the figures there")
+    bench.add_argument("--rounds", type=int, default=5, help="times each arm is run (5)")
+    bench.add_argument("--small", action="store_true", help="a tiny model: tries the benchmark, measures nothing")
+    bench.set_defaults(run=_bench)
     return parser
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from steer.bench import steering
+
+    if args.json is not None and not args.json.parent.is_dir():
+        raise SteerError(f"{args.json.parent}: no such folder to write the figures to")
+    report = steering.run(rounds=args.rounds, small=args.small)
+    print(report.table())
+    if args.json is not None:
+        report.write(args.json)
+    return 0
 
 
 def _pocket(model: str | None) -> str:
@@ -218,17 +250,33 @@ def _extract(args: argparse.Namespace) -> int:
     return 0
 
 
-def _generate(args: argparse.Namespace) -> int:
-    from steer.engine import Engine
-    from steer.intervention import Intervention
+def _interventions(args: argparse.Namespace, model: str) -> list[Intervention]:
+    """What --steering, or --vector and its settings, ask for."""
+    import json
+
+    from steer.intervention import Intervention, parse
     from steer.vector import SteeringVector
 
+    if args.steering is not None:
+        if args.vector is not None:
+            raise SteerError("--steering names its vectors itself: leave --vector out")
+        return parse(args.steering, lambda name: SteeringVector.load(str(name), model=model))
+    if args.vector is None:
+        return []
+    try:
+        tokens = json.loads(args.tokens) if args.tokens.startswith("[") else args.tokens
+    except ValueError:
+        raise SteerError(f"--tokens: {args.tokens} is not a span") from None
+    vector = SteeringVector.load(args.vector, model=model)
+    layers = tuple(args.layers) if args.layers else None
+    return [Intervention(vector, args.strength, args.op, layers, tokens, args.preserve_norm)]
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from steer.engine import Engine
+
     model = _pocket(args.model)
-    interventions = []
-    if args.vector is not None:
-        vector = SteeringVector.load(args.vector, model=model)
-        layers = tuple(args.layers) if args.layers else None
-        interventions = [Intervention(vector, args.strength, layers=layers, tokens=args.tokens)]
+    interventions = _interventions(args, model)
     sampling = {"max_tokens": args.max_tokens, "temperature": args.temperature}
     with Engine(model, eager=args.model is None) as engine:
         if not interventions:

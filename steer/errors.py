@@ -16,7 +16,11 @@ class VectorError(SteerError):
 
 
 class InterventionError(SteerError):
-    """An intervention cannot be carried out as asked."""
+    """An intervention that is malformed or does not fit the model; `field` names the part of its JSON form at fault."""
+
+    def __init__(self, message: str, field: str = ""):
+        super().__init__(message)
+        self.field = field
 
 
 class ModelError(SteerError):

@@ -76,7 +76,7 @@ def extract(
 
     Args:
         model: path or hub id, a Hugging Face model (then `tokenizer` is needed unless its path is known), or an Engine,
-            whose model folder is then loaded in Hugging Face for the reading.
+            which reads its own activations while it serves.
         pairs: the pairs the direction is fitted on; at least four.
         method: name in `steer.methods.METHODS`, or a function (positive, negative) → direction.
         read: read position.
@@ -93,11 +93,13 @@ def extract(
     if len(pairs) < 4:
         raise PairsError(f"extraction needs at least 4 pairs, not {len(pairs)}")
     print_of = source or model
-    if not hasattr(model, "named_parameters"):
-        path = str(model) if isinstance(model, str | Path) else str(model.weights_path)
-        model, found = load(path)
+    if isinstance(model, str | Path):
+        model, found = load(str(model))
         tokenizer = tokenizer or found
-    if tokenizer is None:
+    served = not hasattr(model, "named_parameters")
+    if tokenizer is None and served:
+        tokenizer = model.tokenizer
+    elif tokenizer is None:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(model.config.name_or_path)
@@ -106,7 +108,8 @@ def extract(
     items = [render(tokenizer, *p.sides()[0]) for p in everything] + [
         render(tokenizer, *p.sides()[1]) for p in everything
     ]
-    captured = capture(model, items, layers, read, progress=progress)
+    captured = model.capture(items, layers, read) if served else capture(model, items, layers, read, progress=progress)
+    depth = model.layers if served else model.config.get_text_config().num_hidden_layers
 
     n, m = len(pairs), len(everything)
     directions, separation, norms, scores = {}, {}, {}, {}
@@ -121,7 +124,7 @@ def extract(
             scores[layer] = held_out_score(positive[n:] @ direction, negative[n:] @ direction)
         else:
             scores[layer] = cross_validated(positive, negative, [p.family or p.id for p in pairs], function)
-    middle = 0.55 * model.config.get_text_config().num_hidden_layers
+    middle = 0.55 * depth
     best = max(scores, key=lambda k: (round(scores[k].mean, 3), -abs(k - middle)))
     return SteeringVector(
         directions=directions,

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from steer.errors import VectorError
 from steer.fingerprint import Fingerprint, fingerprint
 
 FORMAT = 1
+LARGEST_SEPARATION = 1e6
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,9 @@ class Score:
     n: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SteeringVector:
-    """Directions in the block output, one unit vector per layer.
+    """Directions in the block output, one unit vector per layer. Two are equal if their directions and separations are.
 
     Attributes:
         directions: layer → `[d_model]` float32, unit norm.
@@ -70,8 +72,10 @@ class SteeringVector:
             norm = float(np.linalg.norm(direction))
             if not abs(norm - 1.0) < 1e-3:
                 raise VectorError(f"layer {layer}: the direction has norm {norm:.4g}, not 1")
-            if not np.isfinite(self.separation.get(layer, np.nan)):
-                raise VectorError(f"layer {layer}: the separation is missing or not finite")
+            if not abs(self.separation.get(layer, np.nan)) <= LARGEST_SEPARATION:
+                raise VectorError(
+                    f"layer {layer}: the separation is missing, not finite or above {LARGEST_SEPARATION:g}"
+                )
         for layer in self.selected:
             if layer not in self.directions:
                 raise VectorError(f"selected layer {layer} is not among the vector's layers {self.layers}")
@@ -86,7 +90,13 @@ class SteeringVector:
         """d_model."""
         return next(iter(self.directions.values())).shape[0]
 
-    @property
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SteeringVector) and self.hash == other.hash
+
+    def __hash__(self) -> int:
+        return hash(self.hash)
+
+    @cached_property
     def hash(self) -> str:
         """SHA-256 of directions and separations: what an intervention and a receipt call the vector by."""
         digest = hashlib.sha256()

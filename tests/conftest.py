@@ -14,9 +14,13 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 
+import shutil  # noqa: E402
+import socket  # noqa: E402
+import threading  # noqa: E402
+import time  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -27,6 +31,9 @@ from steer.engine import Engine  # noqa: E402
 from steer.fingerprint import Fingerprint, fingerprint  # noqa: E402
 from steer.model import load  # noqa: E402
 from steer.vector import SteeringVector  # noqa: E402
+
+if TYPE_CHECKING:
+    from steer.server.promotions import Promotions
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +53,43 @@ def hf() -> tuple[Any, Any]:
 def pocket_print() -> Fingerprint:
     """The pocket model's fingerprint."""
     return fingerprint(pocket.MODEL)
+
+
+@pytest.fixture(scope="session")
+def served(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Promotions]]:
+    """(address, promotions) of a server on a folder of its own; promotions train a few steps only."""
+    import uvicorn
+
+    from steer.server import promotions as promotions_module
+    from steer.server.app import create_app
+    from steer.server.promotions import Promotions
+    from steer.store.vectors import VectorStore
+    from train.distill import DistillConfig
+    from ui.serve import mount
+
+    data = tmp_path_factory.mktemp("data")
+    shutil.copytree(pocket.VECTORS, data / "vectors")
+    made, vectors = Promotions(engine, data), VectorStore(data / "vectors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(promotions_module, "DistillConfig", lambda **k: DistillConfig(**({"steps": 6, "batch": 8} | k)))
+        patch.setattr(promotions_module, "PROOF_PROMPTS", 20)
+        app = create_app(engine, made, vectors)
+        mount(app, engine, made, vectors)
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        end = time.monotonic() + 30
+        while not server.started and time.monotonic() < end:
+            thread.join(0.1)
+        yield f"http://127.0.0.1:{port}", made
+        made.close()
+        server.should_exit = True
+        thread.join(10)
+    if engine.weights_path != str(pocket.MODEL):
+        engine.update_weights(pocket.MODEL)
 
 
 def random_vector(print_: Fingerprint, layers: tuple[int, ...], size: float, seed: int = 0) -> SteeringVector:

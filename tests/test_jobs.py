@@ -13,10 +13,18 @@ import torch
 from steer import pocket
 from steer.engine import Engine
 from steer.errors import SteerError
-from steer.server.promotions import Promotions, wait
-from steer.store import Jobs
+from steer.server.promotions import Promotions
+from steer.store import Job, Jobs
 from steer.store.jobs import alive
 from train.distill import DistillConfig
+
+
+def wait(jobs: Jobs, job: str, seconds: float) -> Job:
+    """Wait until a job has ended, for at most so long."""
+    end = time.monotonic() + seconds
+    while (found := jobs.get(job)).active and time.monotonic() < end:
+        time.sleep(0.2)
+    return found
 
 
 def test_records_last_and_unknown_jobs_are_named(tmp_path: Path) -> None:

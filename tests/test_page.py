@@ -4,53 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import uvicorn
 
-from steer import pocket
-from steer.engine import Engine
-from steer.server import promotions as promotions_module
-from steer.server.app import create_app
 from steer.server.promotions import Promotions
-from train.distill import DistillConfig
-from ui.serve import mount
 
 CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: scripts/browser.sh installs Debian's")
-
-
-@pytest.fixture(scope="module")
-def served(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Promotions]]:
-    """(address, promotions) of a server on a folder of its own; promotions train a few steps only."""
-    data = tmp_path_factory.mktemp("data")
-    shutil.copytree(pocket.VECTORS, data / "vectors")
-    made = Promotions(engine, data)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(promotions_module, "DistillConfig", lambda **k: DistillConfig(**({"steps": 6, "batch": 8} | k)))
-        patch.setattr(promotions_module, "PROOF_PROMPTS", 20)
-        app = create_app(engine, made)
-        mount(app, engine, made, data / "vectors")
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        end = time.monotonic() + 30
-        while not server.started and time.monotonic() < end:
-            thread.join(0.1)
-        yield f"http://127.0.0.1:{port}", made
-        made.close()
-        server.should_exit = True
-        thread.join(10)
-    if engine.weights_path != str(pocket.MODEL):
-        engine.update_weights(pocket.MODEL)
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from train.promote import MAX_ANSWER_TOKENS, promote
 
 HELD_OUT = 240
 SAMPLING: dict[str, Any] = {"max_tokens": MAX_ANSWER_TOKENS, "temperature": pocket.TEMPERATURE}
-STRENGTHS = (0.35, 0.5, 0.7, 1.0, 1.4)
+STRENGTHS = (0.4, 0.5, 0.6, 0.75, 1.0)
 CHOOSE = 48
 STAGES = ("engine", "extract", "choose", "compare", "promote", "prove")
 
@@ -161,9 +161,7 @@ def run(
         interventions = [Intervention(vector, point.strength, tokens=recipe.tokens)]
         prompts = [h.messages for h in held_out]
         with stage("compare"):
-            base, with_vector = engine.compare(
-                prompts, interventions, seed=seed * 9973 + 1, max_tokens=MAX_ANSWER_TOKENS
-            )
+            base, with_vector = engine.compare(prompts, interventions, seed=seed * 9973 + 1, **SAMPLING)
         with stage("promote"):
             shutil.rmtree(folder / "promotion", ignore_errors=True)
             promotion = promote(

@@ -1,10 +1,16 @@
 """Distillation: the steered teacher's decisions go into the weights, everything else stays.
 
-    loss = (1 − g) · KL(teacher ‖ student) on decision tokens  +  g · KL(base ‖ student) on general texts
+    loss = (1 − g) · Σ_t w_t KL_t(teacher ‖ student) on decision tokens  +  g · KL(base ‖ student) on general texts
 
 The teacher is the base model **steered**; the student is the same model without the vector, its prompt a frozen context.
 A share g of each batch (a quarter by default) is general data, with the unsteered base as teacher. Probabilities are of
 the full vocabulary. Optimizer: APOLLO.
+
+What a vector changes is often decided at one token of an answer, and the other tokens say nothing of it. With a focus f, a token's weight is
+
+    w_t ∝ (1 − f) + f · KL_t(teacher ‖ base) / mean KL
+
+so that f = 0 weighs all alike, and f = 1 only those where the vector changes the model.
 """
 
 from __future__ import annotations
@@ -27,10 +33,10 @@ from torch.nn.functional import kl_div, log_softmax
 
 from steer.errors import SteerError
 from steer.intervention import Intervention
-from steer.reference import steered
 from train.apollo import Apollo
 from train.data import Decision, draw, pad
 from train.frozen_context import FrozenContext, assert_exact
+from train.targets import Targets, answer_log_probs, divergence, text_log_probs
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class DistillConfig:
     steps: int = 80
     batch: int = 32  # decisions and general texts together
     general_share: float = 0.25
+    focus: float = 0.5
     lr: float = 3e-4
     rank: int = 48
     alpha: float | None = None
@@ -51,6 +58,8 @@ class DistillConfig:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 2 or not 0 <= self.general_share < 1 or self.lr <= 0:
             raise SteerError("distillation needs steps ≥ 1, batch ≥ 2, general share in [0, 1) and lr > 0")
+        if not 0 <= self.focus <= 1:
+            raise SteerError(f"the focus of a distillation is between 0 and 1, not {self.focus}")
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
@@ -73,43 +82,39 @@ class StepReport:
     seconds: float
 
 
-def masked_kl(teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
-    """Mean KL(teacher ‖ student) in nats over the tokens where mask is 1.
+def weighted_kl(targets: Sequence[Tensor], student: Tensor, weights: Sequence[Tensor] | None = None) -> Tensor:
+    """Weighted mean KL(target ‖ student) in nats over the targets' tokens.
 
     Args:
-        teacher, student: logits `[batch, T, vocab]`; mask: `[batch, T]`.
+        targets: log-probabilities `[tokens, vocabulary]` of each row.
+        student: logits `[rows, T, vocabulary]`; what lies beyond a row's targets is padding.
+        weights: `[tokens]` of each row; None: all alike.
     """
-    p, q = log_softmax(teacher.float(), -1), log_softmax(student.float(), -1)
-    per_token = kl_div(q, p, reduction="none", log_target=True).sum(-1)
-    return (per_token * mask).sum() / mask.sum()
+    rows = torch.cat([row[: len(t)] for row, t in zip(student, targets, strict=True)])
+    per_token = kl_div(log_softmax(rows.float(), -1), torch.cat(list(targets)), reduction="none", log_target=True).sum(
+        -1
+    )
+    if weights is None:
+        return per_token.mean()
+    each = torch.cat(list(weights))
+    return (per_token * each).sum() / each.sum()
 
 
 def decision_loss(
-    student: Any, teacher: Any, interventions: Sequence[Intervention], batch: Sequence[Decision]
+    student: Any, batch: Sequence[Decision], targets: Sequence[Tensor], weights: Sequence[Tensor] | None = None
 ) -> Tensor:
-    """KL from the steered teacher on the decision tokens of a batch; the student's prompts are frozen contexts."""
-    device = student.device
-    sequences = [d.prompt + d.answer for d in batch]
-    ids, _ = pad(sequences, left=False)
+    """Weighted KL from the targets on the decision tokens of a batch; the student's prompts are frozen contexts."""
     contexts, context_mask = pad([d.prompt[:-1] for d in batch], left=True)
-    decisions, mask = pad([[d.prompt[-1], *d.answer[:-1]] for d in batch], left=False)
-    with torch.no_grad(), steered(teacher, interventions, prompt_lengths=[len(d.prompt) for d in batch]):
-        full = teacher(input_ids=ids.to(device), use_cache=False).logits
-        target = torch.zeros(*decisions.shape, full.shape[-1], device=device)
-        for i, d in enumerate(batch):
-            start, n = len(d.prompt) - 1, len(d.answer)
-            target[i, :n] = full[i, start : start + n]
-    context = FrozenContext.encode(student, contexts.to(device), context_mask.to(device))
-    return masked_kl(target, context.logits(decisions.to(device)), mask.to(device))
+    decisions, _ = pad([[d.prompt[-1], *d.answer[:-1]] for d in batch], left=False)
+    context = FrozenContext.encode(student, contexts.to(student.device), context_mask.to(student.device))
+    return weighted_kl(targets, context.logits(decisions.to(student.device)), weights)
 
 
-def general_loss(student: Any, base: Any, texts: Sequence[Sequence[int]]) -> Tensor:
-    """KL from the base model on every token of a batch of general texts."""
+def general_loss(student: Any, texts: Sequence[Sequence[int]], targets: Sequence[Tensor]) -> Tensor:
+    """KL from the targets on every token of a batch of general texts."""
     ids, mask = pad(texts, left=False)
-    ids, mask = ids.to(student.device), mask.to(student.device)
-    with torch.no_grad():
-        target = base(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    return masked_kl(target, student(input_ids=ids, attention_mask=mask, use_cache=False).logits, mask)
+    logits = student(input_ids=ids.to(student.device), attention_mask=mask.to(student.device), use_cache=False).logits
+    return weighted_kl(targets, logits)
 
 
 def distill(
@@ -151,6 +156,8 @@ def distill(
     assert_exact(model, torch.tensor([longest.prompt + longest.answer], device=model.device))
 
     base = copy.deepcopy(model).requires_grad_(False)
+    vocabulary = int(model.get_output_embeddings().weight.shape[0])
+    taught, weighed, kept = _targets(base, usable, interventions, general, vocabulary, config)
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     optimizer = Apollo(named, lr=config.lr, rank=config.rank, alpha=config.alpha, seed=config.seed)
     first = _resume(checkpoint, named, optimizer, config) if checkpoint and checkpoint.exists() else 0
@@ -161,13 +168,15 @@ def distill(
             if checkpoint:
                 _save(checkpoint, named, optimizer, config, step)
             break
-        batch = [usable[i] for i in draw(n_decisions, len(usable), config.seed, step, 0)]
-        decision_kl = decision_loss(model, base, interventions, batch)
+        picks = draw(n_decisions, len(usable), config.seed, step, 0)
+        decision_kl = decision_loss(
+            model, [usable[i] for i in picks], taught(picks), weighed(picks) if weighed else None
+        )
         ((1 - config.general_share if n_general else 1.0) * decision_kl).backward()
         general_kl = 0.0
         if n_general:
-            texts = [general[i] for i in draw(n_general, len(general), config.seed, step, 1)]
-            kl = general_loss(model, base, texts)
+            picks = draw(n_general, len(general), config.seed, step, 1)
+            kl = general_loss(model, [general[i] for i in picks], kept(picks))
             (config.general_share * kl).backward()
             general_kl = float(kl.detach())
         for group in optimizer.param_groups:
@@ -189,6 +198,39 @@ def distill(
         if progress:
             progress(report)
     return reports
+
+
+def _targets(
+    base: Any,
+    decisions: Sequence[Decision],
+    interventions: Sequence[Intervention],
+    general: Sequence[Sequence[int]],
+    vocabulary: int,
+    config: DistillConfig,
+) -> tuple[Targets, Targets | None, Targets]:
+    """(teacher's log-probabilities, token weights or None, base's log-probabilities of the general texts)."""
+    lengths = [len(d.answer) for d in decisions]
+
+    def teacher(indices: Sequence[int]) -> list[Tensor]:
+        return answer_log_probs(base, interventions, [decisions[i] for i in indices])
+
+    taught = Targets(lengths, vocabulary, teacher)
+    kept = Targets([len(t) for t in general], vocabulary, lambda k: text_log_probs(base, [general[i] for i in k]))
+    if not config.focus or not interventions:
+        return taught, None, kept
+
+    def changes(indices: Sequence[int]) -> list[Tensor]:
+        plain = answer_log_probs(base, [], [decisions[i] for i in indices])
+        return [divergence(t, p) for t, p in zip(taught(indices), plain, strict=True)]
+
+    changed = Targets(lengths, 1, changes)
+    sample = changed(range(min(len(decisions), 256)))
+    mean = float(torch.cat(sample).mean().clamp_min(1e-9))
+
+    def weights(indices: Sequence[int]) -> list[Tensor]:
+        return [(1 - config.focus) + config.focus * c / mean for c in changed(indices)]
+
+    return taught, Targets(lengths, 1, weights), kept
 
 
 def _save(path: Path, named: Sequence[tuple[str, Tensor]], optimizer: Apollo, config: DistillConfig, step: int) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from steer.errors import SteerError
 from steer.intervention import Intervention
-from steer.vector import SteeringVector
+from steer.store.vectors import VectorStore
 from train.data import Decision, load_decisions, load_texts, save_jsonl, text_ids
 from train.distill import DistillConfig, StepReport, distill
 
@@ -72,12 +72,11 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     save_jsonl(folder / "decisions.jsonl", decisions)
     save_jsonl(folder / "general.jsonl", [list(t) for t in general])
-    terms = []
-    for number, i in enumerate(interventions):
-        i.vector.save(folder / f"vector-{number}.safetensors")
-        terms.append(
-            {"op": i.op, "strength": i.strength, "layers": list(i.at), "tokens": i.tokens, "vector": f"vector-{number}"}
-        )
+    (folder / "vectors").mkdir(exist_ok=True)
+    for i in interventions:
+        for vector in [i.vector, *([i.when.vector] if i.when else [])]:
+            vector.save(folder / "vectors" / f"{vector.hash}.safetensors")
+    terms = [i.record() for i in interventions]
     task = {"model": str(Path(model).resolve() if Path(model).exists() else model), "interventions": terms}
     (folder / "task.json").write_text(json.dumps(task | {"config": asdict(config)}, indent=1), encoding="utf-8")
 
@@ -98,16 +97,8 @@ def train_folder(
     task = json.loads((folder / "task.json").read_text(encoding="utf-8"))
     config = DistillConfig(**task["config"])
     model, tokenizer = load(task["model"], dtype=torch.float32)
-    interventions = [
-        Intervention(
-            SteeringVector.load(folder / f"{t['vector']}.safetensors"),
-            strength=t["strength"],
-            op=t["op"],
-            layers=tuple(t["layers"]),
-            tokens=t["tokens"],
-        )
-        for t in task["interventions"]
-    ]
+    vectors = VectorStore(folder / "vectors")
+    interventions = [Intervention.from_record(t, vectors.resolve) for t in task["interventions"]]
     decisions, general = load_decisions(folder / "decisions.jsonl"), load_texts(folder / "general.jsonl")
     checkpoint = folder / "checkpoint.safetensors"
     reports = distill(model, decisions, interventions, general, config, checkpoint, progress, cancelled)

@@ -10,6 +10,7 @@ import gradio as gr
 
 from steer import pocket
 from steer.engine import Engine
+from steer.store.vectors import VectorStore
 from ui.compare import compare_section
 from ui.promote import promote_section
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 
-def create_ui(engine: Engine, promotions: Promotions, vectors: Path) -> gr.Blocks:
+def create_ui(engine: Engine, promotions: Promotions, vectors: VectorStore) -> gr.Blocks:
     """The whole page for one engine and its folder of vectors."""
     with gr.Blocks(title="Steer", analytics_enabled=False, fill_width=True) as page:
         name = "pocket model" if Path(engine.model).resolve() == pocket.MODEL.resolve() else engine.model

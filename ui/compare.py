@@ -7,14 +7,15 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from steer.engine import Completion, Engine
 from steer.errors import SteerError
-from steer.intervention import TOKENS, Intervention
+from steer.intervention import Intervention
+from steer.scope import SCOPES
+from steer.store.vectors import VectorStore
 from steer.vector import SteeringVector
 
 EXAMPLES = [
@@ -34,24 +35,6 @@ class Controls:
     strength: gr.Slider
     layer: gr.Dropdown
     tokens: gr.Radio
-
-
-def vector_names(folder: Path) -> list[str]:
-    """Names of the vector files in a folder."""
-    return sorted(p.stem for p in folder.glob("*.safetensors"))
-
-
-def load_vector(folder: Path, name: str | None) -> SteeringVector:
-    """The named vector of the folder.
-
-    Raises:
-        SteerError: none chosen, or no such file.
-    """
-    if not name:
-        raise SteerError("choose a vector first")
-    if name not in vector_names(folder):
-        raise SteerError(f'there is no vector "{name}" in {folder}')
-    return SteeringVector.load(folder / f"{name}.safetensors")
 
 
 def poles_html(vector: SteeringVector | None) -> str:
@@ -104,10 +87,10 @@ def both(
             yield latest[0], latest[1]
 
 
-def compare_section(page: gr.Blocks, engine: Engine, folder: Path) -> Controls:
+def compare_section(page: gr.Blocks, engine: Engine, vectors: VectorStore) -> Controls:
     """Build the section; returns the controls the promotion reads."""
-    names = vector_names(folder)
-    first = load_vector(folder, names[0]) if names else None
+    names = vectors.names()
+    first = vectors.get(names[0]) if names else None
     with gr.Row(equal_height=False):
         with gr.Column(scale=3):
             prompt = gr.Textbox(EXAMPLES[0], label="Prompt", lines=2, elem_id="prompt")
@@ -136,7 +119,7 @@ def compare_section(page: gr.Blocks, engine: Engine, folder: Path) -> Controls:
         layer = gr.Dropdown(
             [("the vector's own", -1), *[(f"layer {n}", n) for n in range(engine.layers)]], value=-1, label="Layer"
         )
-        tokens = gr.Radio(list(TOKENS), value=first.tokens if first else "all", label="Tokens steered")
+        tokens = gr.Radio(list(SCOPES), value=first.tokens if first else "all", label="Tokens steered")
         seed = gr.Number(7, label="Seed", precision=0)
         temperature = gr.Slider(0.0, 1.5, value=1.0, step=0.05, label="Temperature")
         length = gr.Slider(8, 512, value=64, step=8, label="Most tokens")
@@ -147,7 +130,7 @@ def compare_section(page: gr.Blocks, engine: Engine, folder: Path) -> Controls:
         if not text.strip():
             raise gr.Error("Write a prompt first.", print_exception=False)
         try:
-            chosen = Intervention(load_vector(folder, name), amount, layers=None if at < 0 else (at,), tokens=scope)
+            chosen = Intervention(vectors.get(name), amount, layers=None if at < 0 else (at,), tokens=scope)
             sampling = {"seed": int(number), "temperature": heat, "max_tokens": int(most)}
             for plain, moved in both(engine, text, [chosen], **sampling):
                 yield (
@@ -167,13 +150,13 @@ def compare_section(page: gr.Blocks, engine: Engine, folder: Path) -> Controls:
         if not name:
             return poles_html(None), gr.skip(), gr.skip()
         try:
-            chosen = load_vector(folder, name)
+            chosen = vectors.get(name)
         except SteerError as error:
             raise gr.Error(str(error), print_exception=False) from None
         return poles_html(chosen), chosen.strength, chosen.tokens
 
     def refresh(current: str | None) -> Any:
-        found = vector_names(folder)
+        found = vectors.names()
         return gr.Dropdown(choices=found, value=current if current in found else (found[0] if found else None))
 
     page.load(refresh, vector, vector)

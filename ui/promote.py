@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -11,7 +10,8 @@ import gradio as gr
 from steer.engine import Engine
 from steer.errors import SteerError
 from steer.pairs import Messages
-from ui.compare import Controls, load_vector
+from steer.store.vectors import VectorStore
+from ui.compare import Controls
 
 if TYPE_CHECKING:
     from steer.server.promotions import Promotions
@@ -42,7 +42,7 @@ def job_html(job: Job | None) -> str:
     share = 100 if job.state == "done" else 100 * done / of
     note = f" step {done} of {of}" if job.state == "training" else ""
     parts = [
-        f'<div data-state="{job.state}"><b>{html.escape(job.config["name"])}</b> at strength {job.config["strength"]:g}: '
+        f'<div data-state="{job.state}"><b>{html.escape(job.config["name"])}</b> at strength {job.config["intervention"]["strength"]:g}: '
         f"{STATES[job.state]}{note} {html.escape(job.message)}</div>",
         f'<div class="progress"><div style="width:{share:.0f}%"></div></div>',
     ]
@@ -64,7 +64,9 @@ def job_html(job: Job | None) -> str:
     return "".join(parts)
 
 
-def promote_section(page: gr.Blocks, engine: Engine, promotions: Promotions, folder: Path, controls: Controls) -> None:
+def promote_section(
+    page: gr.Blocks, engine: Engine, promotions: Promotions, vectors: VectorStore, controls: Controls
+) -> None:
     """Build the section."""
     with gr.Accordion("Promote into the weights", open=True):
         gr.Markdown(
@@ -102,9 +104,9 @@ def promote_section(page: gr.Blocks, engine: Engine, promotions: Promotions, fol
 
     def begin(name: str, strength: float, layer: int, tokens: str, asked: str, kept: str) -> None:
         try:
-            load_vector(folder, name)
+            vectors.get(name)
             promotions.start(
-                folder / f"{name}.safetensors",
+                vectors.folder / f"{name}.safetensors",
                 strength,
                 None if layer < 0 else [layer],
                 tokens,

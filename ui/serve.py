@@ -23,18 +23,20 @@ def serve_engine(engine: Engine, data: Path, host: str, port: int) -> None:
 
     from steer.server.app import create_app
     from steer.server.promotions import Promotions
+    from steer.store.vectors import VectorStore
 
-    vectors = data / "vectors"
+    folder = data / "vectors"
     try:
-        vectors.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SteerError(f"{data}: cannot be used as the data folder: {error.strerror}") from None
     if Path(engine.model).resolve() == pocket.MODEL.resolve():
         for shipped in sorted(pocket.VECTORS.glob("*.safetensors")):
-            if not (vectors / shipped.name).exists():
-                shutil.copyfile(shipped, vectors / shipped.name)
+            if not (folder / shipped.name).exists():
+                shutil.copyfile(shipped, folder / shipped.name)
+    vectors = VectorStore(folder)
     promotions = Promotions(engine, data)
-    app = create_app(engine, promotions)
+    app = create_app(engine, promotions, vectors)
     mount(app, engine, promotions, vectors)
     shown = "localhost" if host in ("127.0.0.1", "::1") else host
     import sys
@@ -47,7 +49,7 @@ def serve_engine(engine: Engine, data: Path, host: str, port: int) -> None:
         promotions.close()
 
 
-def mount(app, engine: Engine, promotions, vectors: Path) -> None:
+def mount(app, engine: Engine, promotions, vectors) -> None:
     """Put the page on the application at /."""
     import gradio as gr
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
 import queue
 import threading
 import uuid
@@ -17,29 +15,27 @@ from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequenc
 from pathlib import Path
 from typing import Any, TypeVar
 
-from steer.engine.request import Progress, Sampling, per_prompt
-from steer.engine.result import Completion, Receipt
-from steer.engine.slots import VectorSlots, key_of
-from steer.errors import InterventionError, ModelError, RefusedError
+import numpy as np
+
+from steer.capture import Read, read_span
+from steer.engine.client import SteeringClient
+from steer.engine.request import Sampling, per_prompt
+from steer.engine.result import Completion
+from steer.engine.start import start
+from steer.errors import ModelError, RefusedError, SteerError
 from steer.fingerprint import Fingerprint, fingerprint
-from steer.intervention import Intervention, hash_of
-from steer.pairs import chat_ids
+from steer.intervention import Intervention
+from steer.pairs import Rendered, chat_ids
 
 T = TypeVar("T")
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
+WORKER = "steer.engine.worker.SteerWorker"
+TAPS = 2  # version of the taps' graph; enters vLLM's compile-cache key, so that another graph is never taken for it
 
 
-def _environment() -> None:
-    """vLLM settings that must stand before its import; what the user has set stays."""
-    for name, value in {
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_USE_V2_MODEL_RUNNER": "0",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRANSFORMERS_VERBOSITY": "error",
-    }.items():
-        os.environ.setdefault(name, value)
+def _rendered(ids: list[int]) -> Rendered:
+    """A prompt without a response."""
+    return Rendered(ids, len(ids))
 
 
 class Engine:
@@ -65,25 +61,25 @@ class Engine:
         eager: bool = False,
         max_model_len: int | None = None,
         max_num_batched_tokens: int | None = None,
-        slots: int = 32,
+        slots: int = 64,
         seed: int = 0,
         canary: bool = True,
         **vllm_options: Any,
     ):
         self.model = str(model)
-        self.fingerprint: Fingerprint = fingerprint(self.model)  # fails early and clearly on a bad path
+        found = fingerprint(self.model)  # fails early and clearly on a bad path
         self.weights_path = self.model
-        self.weight_version = 0
-        self._lineage = {self.fingerprint.weights}
-        self._vectors = VectorSlots(slots, self._rpc)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="steer-engine", daemon=True)
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="steer-engine", daemon=True)
         self._thread.start()
         self._closed = False
         self._llm: Any = None
         try:
-            self._llm = self._call(self._start(eager, max_model_len, max_num_batched_tokens, slots, seed, vllm_options))
-            self.layers: int = self._call(self._rpc("steer_layers"))[0]
+            steering = {"worker_cls": WORKER, "additional_config": {"steer": {"slots": slots, "taps": TAPS}}}
+            options = {"enforce_eager": eager, "seed": seed} | steering | vllm_options
+            self._llm = self._call(start(self.model, max_model_len, max_num_batched_tokens, **options))
+            self.client = SteeringClient(self._llm, found, slots)
+            self._call(self.client.begin())
             if canary:
                 from steer.engine.canary import check
 
@@ -92,37 +88,6 @@ class Engine:
             self.close()
             raise
 
-    async def _start(
-        self, eager: bool, length: int | None, batched: int | None, slots: int, seed: int, options: dict[str, Any]
-    ) -> Any:
-        _environment()
-        import torch
-        from transformers import AutoConfig
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        config = AutoConfig.from_pretrained(self.model).get_text_config()
-        limit = int(getattr(config, "max_position_embeddings", 4096))
-        on_gpu = torch.cuda.is_available()
-        arguments: dict[str, Any] = {
-            "model": self.model,
-            "dtype": "bfloat16",
-            "enforce_eager": eager,
-            "max_model_len": min(length or 4096, limit),
-            "max_num_batched_tokens": batched or 4096,
-            "seed": seed,
-            "enable_prefix_caching": True,
-            "disable_log_stats": True,
-            "use_tqdm_on_load": False,
-            "worker_cls": f"steer.engine.worker.{'GPU' if on_gpu else 'CPU'}SteerWorker",
-            # enters vLLM's compile-cache key, so that a graph compiled without taps is never taken
-            "additional_config": {"steer": {"slots": slots, "taps": 1}},
-        }
-        try:
-            return AsyncLLM.from_engine_args(AsyncEngineArgs(**(arguments | options)))
-        except Exception as error:
-            raise ModelError(f"{self.model}: vLLM could not load it: {str(error).splitlines()[0]}") from error
-
     # -- plumbing -------------------------------------------------------------------------------------------------
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
@@ -130,10 +95,22 @@ class Engine:
         if self._closed:
             work.close()
             raise RefusedError("the engine is closed")
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
-    async def _rpc(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
-        return await self._llm.collective_rpc(method, args=args, kwargs=kwargs)
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Of the served weights."""
+        return self.client.fingerprint
+
+    @property
+    def weight_version(self) -> int:
+        """Grows with every change of the served weights."""
+        return self.client.weight_version
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return self.client.layers
 
     def __enter__(self) -> Engine:
         return self
@@ -146,7 +123,7 @@ class Engine:
         if self._closed:
             return
         if self._llm is not None:
-            self._loop.call_soon_threadsafe(self._llm.shutdown)
+            self.loop.call_soon_threadsafe(self._llm.shutdown)
         self._closed = True
 
         async def drain() -> None:
@@ -156,9 +133,13 @@ class Engine:
             await asyncio.gather(*others, return_exceptions=True)
 
         with contextlib.suppress(TimeoutError):
-            asyncio.run_coroutine_threadsafe(drain(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
+            asyncio.run_coroutine_threadsafe(drain(), self.loop).result(10)
+        self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(10)
+
+    async def check_health(self) -> None:
+        """Raise if vLLM's engine has died; on the engine's loop."""
+        await self._llm.check_health()
 
     # -- generation -----------------------------------------------------------------------------------------------
 
@@ -180,30 +161,13 @@ class Engine:
         return chat_ids(self.tokenizer, prompt)  # type: ignore[arg-type]
 
     def check(self, interventions: Sequence[Intervention]) -> None:
-        """Refuse what cannot be honoured: another width, model or layer."""
-        for i in interventions:
-            v = i.vector
-            if v.width != self.fingerprint.width:
-                raise InterventionError(f'vector "{v.name}" has width {v.width}, the model {self.fingerprint.width}')
-            missing = [layer for layer in i.at if not 0 <= layer < self.layers]
-            if missing:
-                raise InterventionError(
-                    f"layer {missing[0]} does not exist: the model has layers 0 to {self.layers - 1}"
-                )
-            differs = v.fingerprint.differences(self.fingerprint)
-            if v.fingerprint.weights in self._lineage:
-                differs = [d for d in differs if not d.startswith("weights ")]
-            if differs and not v.mismatch_allowed:
-                raise InterventionError(f'vector "{v.name}" was made on another model: {"; ".join(differs)}')
-
-    def salt(self, interventions: Sequence[Intervention]) -> str:
-        """Prefix-cache salt: requests share blocks only under the same interventions, vectors and weights."""
-        return f"w{self.weight_version}:{hash_of(interventions) if interventions else 'plain'}"
+        """Refuse what cannot be honoured, see `SteeringClient.check`."""
+        self.client.check(interventions)
 
     async def _run(
         self, ids: list[int], interventions: Sequence[Intervention], settings: Sampling, final_only: bool
-    ) -> AsyncIterator[Progress]:
-        """vLLM's outputs for one request, with what the receipt needs; the vectors are held while it runs."""
+    ) -> AsyncIterator[Completion]:
+        """A request's completion so far, again and again, or only at the end."""
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
         from vllm.sampling_params import RequestOutputKind
@@ -211,81 +175,45 @@ class Engine:
         limit = self._llm.model_config.max_model_len
         if len(ids) >= limit:
             raise RefusedError(f"the prompt has {len(ids)} tokens; this engine holds {limit} with the answer")
-        request_id = uuid.uuid4().hex
-        terms = [{"key": key_of(i), "strength": float(i.strength), "tokens": i.tokens} for i in interventions]
         params = SamplingParams(
             max_tokens=min(settings.max_tokens, limit - len(ids)),
             temperature=settings.temperature,
             top_p=settings.top_p,
             seed=settings.seed,
             logprobs=settings.logprobs,
+            ignore_eos=settings.ignore_eos,
             output_kind=RequestOutputKind.FINAL_ONLY if final_only else RequestOutputKind.CUMULATIVE,
-            extra_args={"steer": json.dumps({"id": request_id, "terms": terms})} if terms else None,
         )
-        async with self._vectors.hold(interventions):
-            version, salt = self.weight_version, self.salt(interventions)
-            prompt = TokensPrompt(prompt_token_ids=ids, cache_salt=salt)
-            async for output in self._llm.generate(prompt, params, request_id):
-                yield Progress(request_id, output, version)
-
-    async def _counts(self, ids: Sequence[str]) -> list[int]:
-        """Tokens steered, for each request; the least over the workers."""
-        return [min(per_worker) for per_worker in zip(*await self._rpc("steer_counts", list(ids)), strict=True)]
-
-    def _completion(self, progress: Progress, interventions: Sequence[Intervention], steered: int | None) -> Completion:
-        """The completion and its receipt; `steered` is None while the answer is still being made.
-
-        Raises:
-            RefusedError: the worker steered fewer tokens than the interventions cover.
-        """
-        output = progress.output
-        answer = output.outputs[0]
-        prompt, made, cached = len(output.prompt_token_ids), len(answer.token_ids), output.num_cached_tokens or 0
-        if steered is not None and interventions:
-            scopes = {i.tokens for i in interventions}
-            due = (prompt - cached if scopes & {"all", "prompt"} else 0) + (
-                made - 1 if scopes & {"all", "generated"} else 0
+        prompt = dict(TokensPrompt(prompt_token_ids=ids))
+        async for output, receipt in self.client.run(prompt, interventions, params, uuid.uuid4().hex):
+            answer = output.outputs[0]
+            yield Completion(
+                text=answer.text,
+                token_ids=list(answer.token_ids),
+                prompt_token_ids=list(output.prompt_token_ids),
+                receipt=receipt,
+                finish_reason=answer.finish_reason,
+                logprobs=[{t: lp.logprob for t, lp in position.items()} for position in answer.logprobs or []],
             )
-            if steered < due:
-                raise RefusedError(f"only {steered} of {due} tokens were steered, so the answer is withheld")
-        receipt = Receipt(
-            interventions=tuple(i.record() for i in interventions),
-            intervention_hash=hash_of(interventions) if interventions else "",
-            weight_version=progress.version,
-            weights_changed=progress.version != self.weight_version,
-            tokens_steered=steered or 0,
-            tokens_cached=cached,
-        )
-        logprobs = [{t: lp.logprob for t, lp in position.items()} for position in answer.logprobs or []]
-        return Completion(
-            text=answer.text,
-            token_ids=list(answer.token_ids),
-            prompt_token_ids=list(output.prompt_token_ids),
-            receipt=receipt,
-            finish_reason=answer.finish_reason,
-            logprobs=logprobs,
-        )
 
     async def _generate(
         self, ids: list[list[int]], interventions: list[Sequence[Intervention]], settings: list[Sampling]
     ) -> list[Completion]:
-        async def last(i: int) -> Progress:
+        async def last(i: int) -> Completion:
             found = None
-            async for progress in self._run(ids[i], interventions[i], settings[i], final_only=True):
-                found = progress
+            async for completion in self._run(ids[i], interventions[i], settings[i], final_only=True):
+                found = completion
             assert found is not None
             return found
 
         tasks = [asyncio.ensure_future(last(i)) for i in range(len(ids))]
         try:
-            done = await asyncio.gather(*tasks)
+            return await asyncio.gather(*tasks)
         except BaseException:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             raise
-        counts = await self._counts([p.id for p in done]) if any(interventions) else [0] * len(done)
-        return [self._completion(p, k, n) for p, k, n in zip(done, interventions, counts, strict=True)]
 
     def generate(
         self,
@@ -297,6 +225,7 @@ class Engine:
         temperature: float = 1.0,
         top_p: float = 1.0,
         logprobs: int | None = None,
+        ignore_eos: bool = False,
     ) -> list[Completion]:
         """One answer to each prompt, all in one batch.
 
@@ -305,6 +234,7 @@ class Engine:
             interventions: for all prompts, or a list for each prompt; an empty list is a plain request.
             seed: prompt number i is sampled with `seed + i`; None: not seeded.
             logprobs: how many log-probabilities to return for every token.
+            ignore_eos: go on to `max_tokens` whatever is sampled.
 
         Raises:
             InterventionError: an intervention does not fit this model.
@@ -314,7 +244,7 @@ class Engine:
         for k in each:
             self.check(k)
         settings = [
-            Sampling(None if seed is None else seed + i, max_tokens, temperature, top_p, logprobs)
+            Sampling(None if seed is None else seed + i, max_tokens, temperature, top_p, logprobs, ignore_eos)
             for i in range(len(prompts))
         ]
         return self._call(self._generate([self.encode(p) for p in prompts], each, settings))
@@ -335,13 +265,8 @@ class Engine:
     ) -> AsyncIterator[Completion]:
         """The answer so far, again and again, on the engine's own loop. The last item has a `finish_reason` and the full receipt."""
         self.check(interventions)
-        async for progress in self._run(
-            self.encode(prompt), interventions, Sampling(seed, **sampling), final_only=False
-        ):
-            steered = None
-            if progress.output.finished:
-                steered = (await self._counts([progress.id]))[0] if interventions else 0
-            yield self._completion(progress, interventions, steered)
+        async for piece in self._run(self.encode(prompt), interventions, Sampling(seed, **sampling), final_only=False):
+            yield piece
 
     def stream(
         self, prompt: Prompt, interventions: Sequence[Intervention] = (), *, seed: int | None = 0, **sampling: Any
@@ -360,7 +285,7 @@ class Engine:
                 pieces.put(error)
                 raise
 
-        task = asyncio.run_coroutine_threadsafe(pump(), self._loop)
+        task = asyncio.run_coroutine_threadsafe(pump(), self.loop)
         try:
             while (piece := pieces.get()) is not None:
                 if isinstance(piece, BaseException):
@@ -368,6 +293,42 @@ class Engine:
                 yield piece
         finally:
             task.cancel()
+
+    # -- capture --------------------------------------------------------------------------------------------------
+
+    def capture(
+        self,
+        prompts: Sequence[Prompt | Rendered],
+        layers: Sequence[int] | None = None,
+        read: Read = "last_prompt",
+        interventions: Sequence[Intervention] = (),
+    ) -> dict[int, np.ndarray]:
+        """Block outputs at the read position, averaged over its span, out of the serving engine itself.
+
+        Args:
+            prompts: texts (one user message each), chat messages, token ids, or rendered texts with a response.
+            layers: layer numbers; None: all.
+            read: read position, see `steer.capture.read_span`.
+            interventions: steer while reading; none: the plain model.
+
+        Returns:
+            layer → `[len(prompts), d_model]` float32, as `steer.capture.capture` gives on a Hugging Face model.
+
+        Raises:
+            SteerError: a layer the model lacks, or a text without such a position.
+            RefusedError: a text longer than the engine holds.
+        """
+        wanted = list(range(self.layers)) if layers is None else list(layers)
+        for layer in wanted:
+            if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < self.layers:
+                raise SteerError(f"layer {layer} does not exist: the model has layers 0 to {self.layers - 1}")
+        if not wanted or not prompts:
+            raise SteerError("a capture needs at least one prompt and one layer")
+        self.check(interventions)
+        items = [p if isinstance(p, Rendered) else _rendered(self.encode(p)) for p in prompts]
+        spans = [(item.ids, *read_span(item, read)) for item in items]
+        found = self._call(self.client.capture(spans, wanted, interventions))
+        return {layer: np.ascontiguousarray(found[:, k]) for k, layer in enumerate(wanted)}
 
     # -- weights --------------------------------------------------------------------------------------------------
 
@@ -388,14 +349,14 @@ class Engine:
         async def swap() -> None:
             await self._llm.pause_generation(mode="keep", clear_cache=False)
             try:
-                await self._rpc("reload_weights", weights_path=str(path))
-                self.weight_version += 1
+                await self.client.rpc("reload_weights", weights_path=str(path))
+                self.client.weight_version += 1
                 await self._llm.reset_prefix_cache(reset_running_requests=True)
             finally:
                 await self._llm.resume_generation()
 
         self._call(swap())
         self.weights_path = str(path)
-        self.fingerprint = new
-        self._lineage.add(new.weights)
+        self.client.fingerprint = new
+        self.client.lineage.add(new.weights)
         return self.weight_version

@@ -19,15 +19,7 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     logprobs: int | None = None
-
-
-@dataclass(frozen=True)
-class Progress:
-    """A request under way: our id, vLLM's output so far, the weight version it began with."""
-
-    id: str
-    output: Any
-    version: int
+    ignore_eos: bool = False
 
 
 def per_prompt(given: Sequence[Any], n: int) -> list[Sequence[Intervention]]:

@@ -11,11 +11,13 @@ class Receipt:
     """What a response says of itself.
 
     Attributes:
-        interventions: canonical records, vectors by hash; empty for a plain request.
+        interventions: canonical records of what was asked, vectors by hash; empty for a plain request.
         intervention_hash: hash over them, "" for a plain request.
+        vector_hashes: of all vectors they name, sorted.
+        gates: for each intervention with a gate {"intervention", "value", "threshold", "open"}; a closed one did not act.
         weight_version: version of the served weights when the request began.
         weights_changed: the weights were swapped while it ran.
-        tokens_steered: tokens of this request the worker steered, counted there.
+        tokens_steered: tokens of this request that were steered, counted in the worker.
         tokens_cached: prompt tokens taken from the prefix cache.
     """
 
@@ -25,6 +27,8 @@ class Receipt:
     weights_changed: bool
     tokens_steered: int
     tokens_cached: int
+    vector_hashes: tuple[str, ...] = ()
+    gates: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

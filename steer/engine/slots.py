@@ -9,13 +9,22 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from steer.errors import RefusedError
 from steer.intervention import Intervention
+from steer.vector import SteeringVector
 
 
 def key_of(intervention: Intervention) -> str:
     """What a slot is known by: the vector's bytes and the layers it acts at. Strength and scope are per-token data."""
     return hashlib.sha256(f"{intervention.vector.hash}|{intervention.at}".encode()).hexdigest()
+
+
+def contents(vector: SteeringVector, layers: Sequence[int]) -> tuple[list[float], list[bytes]]:
+    """(separations, directions as float32 bytes) of these layers, as `SteerWorker.steer_register` takes them."""
+    unit = [np.ascontiguousarray(vector.directions[n], dtype=np.float32).tobytes() for n in layers]
+    return [float(vector.separation[n]) for n in layers], unit
 
 
 @dataclass
@@ -29,6 +38,7 @@ class VectorSlots:
     """The front end's view of the tables; `rpc` reaches all workers."""
 
     def __init__(self, count: int, rpc: Callable[..., Awaitable[list[Any]]]):
+        self.count = count
         self._rpc = rpc
         self._slots: dict[str, _Slot] = {}
         self._free = list(range(count))[::-1]
@@ -61,9 +71,7 @@ class VectorSlots:
             index = self._vacant()
             layers = list(intervention.at)
             try:
-                written = await self._rpc(
-                    "steer_register", key, index, layers, [intervention.shift(layer).tobytes() for layer in layers]
-                )
+                written = await self._rpc("steer_register", key, index, layers, *contents(intervention.vector, layers))
             except BaseException:
                 self._free.append(index)
                 raise
@@ -73,6 +81,11 @@ class VectorSlots:
             self._slots[key] = _Slot(index)
         self._slots[key].last_used = self._clock
         return self._slots[key]
+
+    @property
+    def held(self) -> int:
+        """Slots in use by running requests."""
+        return sum(slot.users > 0 for slot in self._slots.values())
 
     def _vacant(self) -> int:
         if self._free:

@@ -12,7 +12,6 @@ import random
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +23,7 @@ from steer.errors import SteerError
 from steer.intervention import Intervention
 from steer.pairs import Messages
 from steer.pocket.judge import judge
+from steer.scope import Scope
 from steer.store import Job, Jobs
 from steer.store.jobs import alive
 from steer.vector import SteeringVector
@@ -56,7 +56,7 @@ class Promotions:
         vector: Path,
         strength: float,
         layers: Sequence[int] | None = None,
-        tokens: str = "all",
+        tokens: Scope = "all",
         prompts: Sequence[Messages] = (),
         general: Sequence[Messages | str] = (),
         config: DistillConfig | None = None,
@@ -84,7 +84,7 @@ class Promotions:
         job = self.jobs.create(
             "promotion",
             {
-                "strength": strength, "layers": list(intervention.at), "tokens": tokens, "name": loaded.name,
+                "intervention": intervention.record(), "name": loaded.name,
                 "prompts": [list(p) for p in prompts], "general": list(general),
                 "train": asdict(config or DistillConfig()), "base": self.engine.weights_path,
             },
@@ -125,8 +125,7 @@ class Promotions:
 
     def _intervention(self, job: Job) -> Intervention:
         vector = SteeringVector.load(self.jobs.folder(job.id) / "vector.safetensors")
-        c = job.config
-        return Intervention(vector, c["strength"], layers=tuple(c["layers"]), tokens=c["tokens"])
+        return Intervention.from_record(job.config["intervention"], lambda _hash: vector)
 
     def _sample(self, name: str) -> None:
         self.jobs.update(name, state="sampling", progress={"stage": "sampling", "done": 0, "of": 1})
@@ -196,11 +195,3 @@ class Promotions:
             [h.messages for h in held_out], interventions, seed=1, temperature=pocket.TEMPERATURE
         )
         return asdict(rate(judge(behaviour, h.request, a.text) for h, a in zip(held_out, answers, strict=True)))
-
-
-def wait(jobs: Jobs, job: str, seconds: float) -> Job:
-    """Wait until a job has ended, for at most so long."""
-    end = time.monotonic() + seconds
-    while (found := jobs.get(job)).active and time.monotonic() < end:
-        time.sleep(POLL_SECONDS)
-    return found

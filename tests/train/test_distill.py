@@ -14,7 +14,8 @@ from steer.errors import SteerError
 from steer.intervention import Intervention
 from steer.vector import SteeringVector
 from train.data import Decision, draw, text_ids
-from train.distill import DistillConfig, distill, masked_kl
+from train.distill import DistillConfig, distill, weighted_kl
+from train.targets import Targets, answer_log_probs, divergence
 
 
 @pytest.fixture
@@ -74,11 +75,30 @@ def test_cancelled_at_a_step_boundary(job: Any, tmp_path: Path) -> None:
     assert (tmp_path / "c.safetensors").exists()
 
 
-def test_masked_kl_by_hand() -> None:
+def test_weighted_kl_by_hand() -> None:
     p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1])
     expected = float((p * (p / q).log()).sum())
-    logits = torch.stack([p.log(), p.log()])[None], torch.stack([q.log(), q.log() * 3])[None]
-    assert float(masked_kl(*logits, torch.tensor([[1, 0]]))) == pytest.approx(expected, rel=1e-5)
+    student = torch.stack([q.log(), p.log(), q.log() * 3])[None]
+    assert float(weighted_kl([p.log()[None]], student)) == pytest.approx(expected, rel=1e-5)
+    two = [torch.stack([p.log(), p.log()])]
+    assert float(weighted_kl(two, student)) == pytest.approx(expected / 2, rel=1e-5)
+    assert float(weighted_kl(two, student, [torch.tensor([3.0, 1.0])])) == pytest.approx(0.75 * expected, rel=1e-5)
+
+
+def test_targets_are_the_same_from_memory_and_on_demand(job: Any) -> None:
+    model, decisions, interventions, _ = job
+
+    def compute(indices: Any) -> list[torch.Tensor]:
+        return answer_log_probs(model, interventions, [decisions[i] for i in indices])
+
+    lengths = [len(d.answer) for d in decisions]
+    kept, on_demand = Targets(lengths, 1000, compute), Targets(lengths, 1000, compute, budget=0)
+    for a, b in zip(kept([7, 2, 4]), on_demand([7, 2, 4]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    plain = answer_log_probs(model, [], [decisions[0]])[0]
+    changed = divergence(kept([0])[0], plain)
+    assert changed.shape == (lengths[0],)
+    assert changed.max() > 5 * changed.median(), "the vector decides something at few tokens"
 
 
 def test_batches_are_epochs_and_functions_of_the_step() -> None:

@@ -1,0 +1,172 @@
+"""`steer bench steering`: what steering costs.
+
+All arms run in turn in one process, in an order that shifts from round to round; a ratio is taken within a round. Two engines are up at
+once, a plain vLLM and ours; the one that waits sleeps. The work is the same everywhere: greedy answers of a fixed length to random
+prompts that no cache has seen.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from steer.bench.models import QWEN_0_8B, TINY, random_qwen
+from steer.bench.report import BenchReport
+from steer.engine import Engine
+from steer.engine.plain import PlainVllm
+from steer.fingerprint import Fingerprint
+from steer.intervention import Intervention
+from steer.vector import SteeringVector
+
+BARS = {
+    "idle": 0.99,
+    "all_layers": 0.97,
+    "distinct_16": 0.97,
+    "distinct_64": 0.97,
+    "stacked_4": 0.93,
+    "hf_hooks": 5.0,
+}
+PROMPT, ANSWER = 48, 32  # tokens
+LONG = 1600  # tokens of the prompt whose first token is timed
+OPTIONS: dict[str, Any] = {"max_model_len": 2048, "max_num_batched_tokens": 2048}
+
+
+def vector(print_: Fingerprint, layers: int, seed: int) -> SteeringVector:
+    """A random direction at every layer."""
+    rng = np.random.default_rng(seed)
+    raw = rng.standard_normal((layers, print_.width)).astype(np.float32)
+    unit = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+    return SteeringVector(dict(enumerate(unit)), dict.fromkeys(range(layers), 1.0), print_, name=f"random-{seed}")
+
+
+def prompts(count: int, length: int, seed: int, vocabulary: int) -> list[list[int]]:
+    """Random token lists."""
+    return np.random.default_rng(seed).integers(5, vocabulary, (count, length)).tolist()
+
+
+def run(rounds: int = 5, small: bool = False) -> BenchReport:
+    """Run the benchmark.
+
+    Args:
+        rounds: times each arm is run; medians are taken over them.
+        small: a tiny model, to see that the benchmark runs.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        model = random_qwen(Path(folder) / "model", TINY if small else QWEN_0_8B)
+        with PlainVllm(model, **OPTIONS) as plain, Engine(model, **OPTIONS) as engine:
+            return _measure(model, plain, engine, rounds)
+
+
+def _measure(model: Path, plain: PlainVllm, engine: Engine, rounds: int) -> BenchReport:
+    vocabulary = engine.tokenizer.vocab_size
+    own = [vector(engine.fingerprint, engine.layers, seed) for seed in range(4)]
+    one = [Intervention(own[0], 0.5)]
+    settings: dict[str, Any] = {"max_tokens": ANSWER, "temperature": 0.0, "ignore_eos": True}
+    fresh = iter(range(1, 10**9))
+
+    def timed(generate: Callable[[list[list[int]]], Any], count: int) -> Callable[[], float]:
+        """Tokens per second of an arm."""
+
+        def arm() -> float:
+            ids = prompts(count, PROMPT, next(fresh), vocabulary)
+            started = time.perf_counter()
+            generate(ids)
+            return count * ANSWER / (time.perf_counter() - started)
+
+        return arm
+
+    def served(count: int, each: Any) -> Callable[[], float]:
+        return timed(lambda ids: engine.generate(ids, each, **settings), count)
+
+    def distinct(count: int) -> list[list[Intervention]]:
+        scopes = ("all", "prompt", "generated", (-4, None))
+        return [
+            [Intervention(own[i % 4], 0.1 + i / count, tokens=scopes[i // 4 % 4], preserve_norm=i % 8 == 7)]
+            for i in range(count)
+        ]
+
+    arms = {
+        "plain": timed(lambda ids: plain.generate(ids, **settings), 16),
+        "idle": served(16, []),
+        "one": served(16, one),
+        "distinct_16": served(16, distinct(16)),
+        "stacked_4": served(16, [Intervention(v, 0.3) for v in own]),
+        "one_64": served(64, one),
+        "distinct_64": served(64, distinct(64)),
+        "hooks": _hooks(model, one, vocabulary),
+    }
+    for arm in arms.values():
+        arm()  # the first run of each warms it up
+    found: dict[str, list[float]] = {name: [] for name in arms}
+    names = list(arms)
+    for r in range(rounds):
+        for name in names[r % len(names) :] + names[: r % len(names)]:
+            found[name].append(arms[name]())
+
+    def ratio(over: str, under: str) -> list[float]:
+        return [a / b for a, b in zip(found[over], found[under], strict=True)]
+
+    first, taken = _first_token(engine, one, rounds, vocabulary)
+    ratios = {
+        "idle": ratio("idle", "plain"),
+        "all_layers": ratio("one", "idle"),
+        "distinct_16": ratio("distinct_16", "one"),
+        "distinct_64": ratio("distinct_64", "one_64"),
+        "stacked_4": ratio("stacked_4", "one"),
+        "hf_hooks": ratio("one", "hooks"),
+        "ttft_cached": [a / b for a, b in zip(first["cold"], first["cached"], strict=True)],
+    }
+    figures = {f"tokens per second: {name}": float(np.median(values)) for name, values in found.items()}
+    figures["tokens from the cache of a prompt seen before"] = float(np.median(taken["cached"]))
+    figures |= {f"seconds to first token of {LONG}: {name}": float(np.median(v)) for name, v in first.items() if v}
+    return BenchReport("steering", ratios, BARS, figures)
+
+
+def _hooks(model: Path, interventions: list[Intervention], vocabulary: int) -> Callable[[], float]:
+    """The same 16 requests through forward hooks on the Hugging Face model, in the dtype that is faster on this machine."""
+    import torch
+
+    from steer.engine.cpu import lacks_bfloat16
+    from steer.model import load
+    from steer.reference import steered
+
+    on_gpu = torch.cuda.is_available()
+    dtype = torch.float32 if not on_gpu and lacks_bfloat16() else torch.bfloat16
+    hf, _ = load(model, dtype=dtype)
+    seeds = iter(range(10**6, 10**9))
+
+    def arm() -> float:
+        ids = torch.tensor(prompts(16, PROMPT, next(seeds), vocabulary), device=hf.device)
+        started = time.perf_counter()
+        with torch.no_grad(), steered(hf, interventions):
+            out = hf.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=ANSWER,
+                min_new_tokens=ANSWER,
+                do_sample=False,
+            )
+        return (out.shape[1] - ids.shape[1]) * 16 / (time.perf_counter() - started)
+
+    return arm
+
+
+def _first_token(
+    engine: Engine, interventions: list[Intervention], rounds: int, vocabulary: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """(seconds to the first token of a long steered prompt, tokens taken from the cache): never seen, and seen before."""
+    found: dict[str, list[float]] = {"cold": [], "cached": []}
+    taken: dict[str, list[float]] = {"cold": [], "cached": []}
+    for r in range(rounds):
+        prompt = prompts(1, LONG, 10**9 + r, vocabulary)
+        for name in found:
+            started = time.perf_counter()
+            answer = engine.generate(prompt, interventions, max_tokens=1, temperature=0.0)[0]
+            found[name].append(time.perf_counter() - started)
+            taken[name].append(float(answer.receipt.tokens_cached))
+    return found, taken
