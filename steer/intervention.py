@@ -133,7 +133,7 @@ class Intervention:
         vector: the directions.
         strength: multiple of the separation (ablate: share of the component); negative moves to the other pole.
         op: "add", "ablate", "clamp" or "reflect".
-        layers: layers to act at; None: the vector's selected layers, or all it has.
+        layers: layers to act at; None: the vector's selected layers, or all it has, which then stand here.
         tokens: scope, a name or a span; see `steer.scope`.
         preserve_norm: keep the norm of the block output.
         when: a gate on a probe of the prompt, or None.
@@ -157,8 +157,8 @@ class Intervention:
             raise InterventionError(f'unknown op "{self.op!s:.40}": choose from {", ".join(OPS)}', "op")
         object.__setattr__(self, "tokens", parse_scope(self.tokens))
         object.__setattr__(self, "strength", 1.0 if self.op == "reflect" else _number("strength", self.strength))
-        if self.layers is not None:
-            object.__setattr__(self, "layers", _layers(self.vector, self.layers))
+        chosen = self.layers if self.layers is not None else self.vector.selected or tuple(self.vector.layers)
+        object.__setattr__(self, "layers", _layers(self.vector, chosen))
         if not isinstance(self.preserve_norm, bool):
             raise InterventionError(f"preserve_norm is true or false, not {self.preserve_norm!r:.40}", "preserve_norm")
         if self.when is not None and not isinstance(self.when, Gate):
@@ -167,7 +167,8 @@ class Intervention:
     @property
     def at(self) -> tuple[int, ...]:
         """The layers it acts at."""
-        return self.layers or self.vector.selected or tuple(self.vector.layers)
+        assert self.layers is not None
+        return self.layers
 
     @property
     def coefficients(self) -> tuple[float, float]:

@@ -104,7 +104,7 @@ def random_vector(print_: Fingerprint, layers: tuple[int, ...], size: float, see
 
 def make_model(family: str, folder: Path) -> Path:
     """A small random bfloat16 model of a family, with the pocket tokenizer, saved to `folder`."""
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+    import transformers as t
 
     from steer.pocket.tokenizer import build_tokenizer
 
@@ -114,8 +114,22 @@ def make_model(family: str, folder: Path) -> Path:
         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64, "max_position_embeddings": 2048,
         "tie_word_embeddings": True, "eos_token_id": 2, "pad_token_id": 0, "bos_token_id": None,
     }  # fmt: skip
+    gdn: dict[str, Any] = {
+        "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 64, "linear_value_head_dim": 64,
+        "linear_conv_kernel_dim": 4, "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+    }  # fmt: skip
+    experts: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    families: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+        "qwen3": (t.Qwen3ForCausalLM, t.Qwen3Config, {}),
+        "llama": (t.LlamaForCausalLM, t.LlamaConfig, {}),
+        "gemma3": (t.Gemma3ForCausalLM, t.Gemma3TextConfig, {"sliding_window": 512, "query_pre_attn_scalar": 64}),
+        "qwen3-moe": (t.Qwen3MoeForCausalLM, t.Qwen3MoeConfig, experts),
+        "qwen3-next": (
+            t.Qwen3NextForCausalLM, t.Qwen3NextConfig, gdn | experts | {"shared_expert_intermediate_size": 64, "tie_word_embeddings": False},  # vLLM ties none here
+        ),
+    }  # fmt: skip
     torch.manual_seed(1)
-    made = {"qwen3": (Qwen3ForCausalLM, Qwen3Config), "llama": (LlamaForCausalLM, LlamaConfig)}[family]
-    made[0](made[1](**shape)).to(torch.bfloat16).save_pretrained(folder)
+    model, config, more = families[family]
+    model(config(**(shape | more))).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -121,11 +121,9 @@ def multiply_in_float32() -> None:
         if weight.is_meta or weight.ndim != 2 or weight.dtype != torch.bfloat16:
             stock(layer, remove_weight)
             return
-        wide = weight.detach().float()
-        if "float32_weight" in layer._buffers and layer.float32_weight.shape == wide.shape:
-            layer.float32_weight.copy_(wide)  # in place: a compiled graph holds this buffer
-        else:
-            layer.register_buffer("float32_weight", wide, persistent=False)
+        # persistent, or vLLM would put the old values back when weights are reloaded; it copies into the old storage, which a
+        # compiled graph holds
+        layer.register_buffer("float32_weight", weight.detach().float(), persistent=True)
 
         def cpu_linear(x: Tensor, _weight: Any, bias: Tensor | None) -> Tensor:
             return functional.linear(x.float(), layer.float32_weight, None if bias is None else bias.float()).to(

@@ -160,8 +160,14 @@ class OpenAIServing:
             first = error.errors()[0]
             where = ".".join(str(p) for p in first["loc"]) or None
             raise HttpError(400, f"{where}: {first['msg']}" if where else str(first["msg"]), where) from None
-        except (VLLMClientError, ValueError, TypeError) as error:
-            raise HttpError(400, str(error).splitlines()[0], getattr(error, "parameter", None)) from None
+        except (
+            VLLMClientError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            KeyError,
+        ) as error:  # its validators trip over some types
+            raise _http(error) if isinstance(error, VLLMClientError | ValueError) else _malformed(body, error) from None
         _request.set(asked)
         try:
             found = await create(request)
@@ -178,6 +184,22 @@ class OpenAIServing:
         if hasattr(found, "model_dump"):
             return found.model_dump() | {"steering": [asdict(r) for r in asked.receipts]}
         return _with_receipts(found, asked)
+
+
+def _malformed(body: dict[str, Any], error: Exception) -> HttpError:
+    """A body that vLLM's own validators could not even read: the field is the first that is not of its kind."""
+    kinds = {
+        "messages": list,
+        "prompt": (str, list),
+        "model": str,
+        "stop": (str, list),
+        "tools": list,
+        "stream_options": dict,
+    }
+    for name, kind in kinds.items():
+        if body.get(name) is not None and not isinstance(body[name], kind):
+            return HttpError(400, f"{name} is not of its kind: {type(body[name]).__name__}", name)
+    return HttpError(400, f"the request is malformed: {error}")
 
 
 def _http(error: Exception) -> HttpError:

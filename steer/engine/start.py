@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from steer.errors import ModelError
+from steer.errors import ModelError, RefusedError
 
 
 def environment() -> None:
@@ -48,11 +48,14 @@ async def start(model: str, max_model_len: int | None, max_num_batched_tokens: i
 
     Raises:
         ModelError: vLLM cannot load the model.
+        RefusedError: it can, but not so that it could be steered.
     """
     environment()
     from transformers import AutoConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
+
+    from steer.engine.refusal import refusal
 
     config = AutoConfig.from_pretrained(model).get_text_config()
     limit = int(getattr(config, "max_position_embeddings", 4096))
@@ -67,6 +70,12 @@ async def start(model: str, max_model_len: int | None, max_num_batched_tokens: i
     }
     try:
         with without_main():
-            return AsyncLLM.from_engine_args(AsyncEngineArgs(**(arguments | options)))
+            engine_args = AsyncEngineArgs(**(arguments | options))
+            vllm_config = engine_args.create_engine_config()
+            if "worker_cls" in options and (reason := refusal(vllm_config)):
+                raise RefusedError(f"{model}: steering is refused with {reason}")
+            return AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=engine_args.disable_log_stats)
+    except RefusedError:
+        raise
     except Exception as error:
         raise ModelError(f"{model}: vLLM could not load it: {str(error).strip().splitlines()[0]}") from error

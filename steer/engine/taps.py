@@ -5,7 +5,7 @@ s_l its separations, and P a pooling matrix that averages the tokens to be captu
 
     C  = A ∘ s_l + B ∘ (h D_lᵀ)             A, B [tokens, slots]   D_l [slots, d_model]   s_l [slots]
     h' = h + C D_l                          rescaled to ‖h‖ where K [tokens, slots] asks for it
-    captured_l = P h                        P [rows, tokens]
+    captured_l = P h'                       P [rows, tokens]
 
 Strength, operation and scope live in A, B and K and so are per-token data; a slot holds a vector, never a setting. Any number of vectors
 stack on one token in the same two products. A token whose row is zero gets an exact zero added: no bit of it changes.
@@ -75,19 +75,22 @@ class Steering(nn.Module):
             self.acts[layer, slot] = 1.0
 
     def apply(self, hidden: Tensor, residual: Tensor | None, layer: int) -> None:
-        """Change `hidden` [tokens, d_model] in place, so that `hidden + residual` is h'; pool h where the step asks for it."""
+        """Change `hidden` [tokens, d_model] in place, so that `hidden + residual` is h'; pool h' where the step asks for it."""
         everything = hidden.is_cuda and torch.cuda.is_current_stream_capturing()
         used = self.add.shape[1] if everything else self.used
         pooled = self.pool.shape[0] if everything else self.pooled if layer in self.pooled_layers else 0
         if not used and not pooled:
             return
         n = hidden.shape[0]
-        half = hidden.float()
-        h = half if residual is None else half + residual.float()
+        if used:
+            self._steer(hidden, residual, layer, used, everything)
         if pooled:
+            h = hidden.float() if residual is None else hidden.float() + residual.float()
             torch.matmul(self.pool[:pooled, :n], h, out=self.captured[layer, :pooled])
-        if not used:
-            return
+
+    def _steer(self, hidden: Tensor, residual: Tensor | None, layer: int, used: int, everything: bool) -> None:
+        n, half = hidden.shape[0], hidden.float()
+        h = half if residual is None else half + residual.float()
         table = self.directions[layer, :used]
         coefficients = self.add[:n, :used] * self.separation[layer, :used]
         if everything or self.scaling:

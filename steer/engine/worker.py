@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from vllm.platforms import current_platform
 
+from steer.engine.refusal import refusal
 from steer.engine.router import Router
 from steer.engine.runners import attach
 from steer.engine.taps import Steering, install
@@ -23,21 +24,6 @@ else:
 
 SLOTS = 64
 ROWS_OF_PADDING = 512  # graphs pad batches up to a capture size
-
-
-def refusal(config: Any) -> str | None:
-    """Why a model served with this `VllmConfig` cannot be steered: None where it can."""
-    parallel = config.parallel_config
-    if parallel.pipeline_parallel_size > 1:
-        return "pipeline parallelism: no worker has all layers; use tensor parallelism"
-    if getattr(parallel, "use_ubatching", False):
-        return "micro-batching (dbo) runs parts of a step by themselves, so that rows no longer tell the request"
-    if getattr(parallel, "prefill_context_parallel_size", 1) > 1:
-        return "prefill context parallelism shards rows by token"
-    passes = getattr(config.compilation_config, "pass_config", None)
-    if getattr(passes, "enable_sp", False):
-        return "sequence parallelism shards rows by token"
-    return None
 
 
 class SteerWorker(PlatformWorker):

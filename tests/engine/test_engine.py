@@ -202,7 +202,7 @@ def test_what_cannot_be_honoured_is_refused(engine: Engine, pocket_print: Finger
 def test_slots_are_counted_reused_and_never_taken_from_a_running_request(pocket_print: Fingerprint) -> None:
     written: list[tuple[str, int]] = []
 
-    async def rpc(_method: str, key: str, slot: int, layers: list[int], _shifts: list[bytes]) -> list[int]:
+    async def rpc(_method: str, key: str, slot: int, layers: list[int], *_contents: Any) -> list[int]:
         written.append((key, slot))
         return [len(layers)]
 

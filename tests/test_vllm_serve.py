@@ -1,0 +1,104 @@
+"""`vllm serve` with our plugin: vLLM's own server steers, refuses what it cannot steer, and stays plain otherwise."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from steer import pocket
+from steer.engine import Engine
+from steer.intervention import Intervention
+from steer.vector import SteeringVector
+
+MESSAGES = [{"role": "user", "content": "Let us paint the fence in red."}]
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [
+        str(Path(sys.executable).parent / "vllm"), "serve", str(pocket.MODEL), "--served-model-name", "pocket", "--dtype", "bfloat16",
+        "--enforce-eager", "--max-model-len", "1024", "--max-num-batched-tokens", "4096", "--host", "127.0.0.1", "--port", str(port),
+        "--worker-cls", "steer.engine.worker.SteerWorker",
+    ]  # fmt: skip
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            env=os.environ | {"STEER_VECTORS": str(pocket.VECTORS), "VLLM_USE_V2_MODEL_RUNNER": "0"},
+            stdout=output,
+            stderr=output,
+        )
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)
+    try:
+        end = time.monotonic() + 300
+        while time.monotonic() < end and process.poll() is None:
+            try:
+                if client.get("/health").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.5)
+        else:
+            pytest.fail(log.read_text()[-3000:])
+        yield client
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def ask(web: httpx.Client, **more: Any) -> httpx.Response:
+    body = {"model": "pocket", "messages": MESSAGES, "temperature": 0, "max_tokens": 30}
+    return web.post("/v1/chat/completions", json=body | more)
+
+
+def xargs(*records: dict[str, Any]) -> dict[str, Any]:
+    return {"vllm_xargs": {"steering": json.dumps(records)}}
+
+
+def test_it_answers_as_our_engine_does(web: httpx.Client, engine: Engine) -> None:
+    vector = SteeringVector.load(pocket.VECTORS / "accept.safetensors", model=pocket.MODEL)
+    plain, moved = ask(web).json(), ask(web, **xargs({"vector": "accept", "strength": 0.9, "tokens": "prompt"})).json()
+    expected = engine.compare([MESSAGES], [Intervention(vector, 0.9, tokens="prompt")], temperature=0.0, max_tokens=30)
+    assert [x["choices"][0]["message"]["content"] for x in (plain, moved)] == [e[0].text for e in expected]
+    receipt = moved["kv_transfer_params"]["steering"]
+    assert receipt["intervention_hash"] == expected[1][0].receipt.intervention_hash
+    assert receipt["tokens_steered"] > 0
+    assert not plain.get("kv_transfer_params")
+
+
+def test_it_refuses_with_the_field(web: httpx.Client) -> None:
+    for change, says in (
+        (xargs({"vector": "nobody"}), "steering[0].vector"),
+        (xargs({"vector": "../accept"}), "steering[0].vector"),
+        (xargs({"vector": "accept", "layers": [77]}), "steering[0].layers"),
+        ({"vllm_xargs": {"steering": "{"}}, "not JSON"),
+        ({"vllm_xargs": {"steer": "{}"}}, "reserved"),
+    ):
+        answer = ask(web, **change)
+        assert answer.status_code == 400, answer.text
+        assert says in answer.text
+    assert ask(web).status_code == 200
+
+
+def test_offline_vllm_refuses_instead_of_leaving_it_out() -> None:
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    from steer.engine.inbound import check_resolved
+
+    for extra in ({"steering": "[]"}, {"steer": "{}"}):
+        with pytest.raises(VLLMValidationError):
+            check_resolved(SamplingParams(extra_args=extra).extra_args)
+    check_resolved(SamplingParams(extra_args={"other": 1}).extra_args)
