@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 
@@ -44,6 +45,10 @@ def test_extract_writes_a_vector_and_a_table(tmp_path: Path, capsys: pytest.Capt
             ["generate", "hello", "--model", "{tmp}/other", "--vector", "{accept}"],
             "made on another model: architecture",
         ),
+        (["generate", "hello", "--vector", "{accept}", "--op", "sing"], 'unknown op "sing"'),
+        (["generate", "hello", "--vector", "{accept}", "--tokens", "[3"], "[3 is not a span"),
+        (["generate", "hello", "--steering", "[1]"], "is an object with a vector"),
+        (["bench", "steering", "--json", "{tmp}/none/f"], "none: no such folder"),
         (["demo", "--behaviour", "brave", "--report", "{tmp}/r"], 'no behaviour "brave"'),
         (["demo", "--report", "{tmp}/good.jsonl/r", "--no-serve"], "the report cannot be written there"),
         (["serve", "{tmp}/nothing"], "nothing: no such model"),
@@ -78,3 +83,17 @@ def test_import_stays_cheap() -> None:
 
     code = "import sys, steer; print([m for m in ('torch', 'vllm', 'gradio', 'transformers') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_the_benchmark_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a tiny model: the figures mean nothing, their form does."""
+    out = tmp_path / "f.json"
+    code, printed, _ = run(capsys, "bench", "steering", "--small", "--rounds", "1", "--json", str(out))
+    assert code == 0
+    record = json.loads(out.read_text())
+    assert record["name"] == "steering"
+    assert set(record["bars"]) == {"idle", "all_layers", "distinct_16", "distinct_64", "stacked_4", "hf_hooks"}
+    assert set(record["ratios"]) == set(record["bars"]) | {"ttft_cached"}
+    assert all(r["low"] <= r["median"] <= r["high"] and r["low"] > 0 for r in record["ratios"].values())
+    assert {"command", "versions", "machine"} <= set(record)
+    assert "reached" in printed.lower()

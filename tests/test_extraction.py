@@ -10,7 +10,8 @@ import torch
 
 from steer import pocket
 from steer.capture import capture, read_span
-from steer.errors import PairsError, SteerError
+from steer.engine import Engine
+from steer.errors import PairsError, RefusedError, SteerError
 from steer.extraction import auroc, cross_validated, extract, held_out_score
 from steer.methods import mean_difference
 from steer.pairs import ContrastPair, ContrastSet, Rendered, render
@@ -113,3 +114,21 @@ def test_extract_on_another_family_and_with_a_users_method(tmp_path: Any) -> Non
         extract(path, pairs[:3])
     with pytest.raises(SteerError, match="layer 9 does not exist"):
         extract(path, pairs, read=-1, layers=[9])
+
+
+def test_the_serving_engine_reads_its_own_activations(engine: Engine, hf: tuple[Any, Any]) -> None:
+    model, tokenizer = hf
+    pairs = ContrastSet(list(pocket.contrast_set("reasons"))[:24])
+    for read in ("last_prompt", "response_mean"):
+        ours = extract(engine, pairs, read=read)
+        theirs = extract(model, pairs, read=read, tokenizer=tokenizer, source=pocket.MODEL)
+        assert ours.fingerprint == theirs.fingerprint
+        for layer in theirs.layers:
+            cosine = float(ours.directions[layer] @ theirs.directions[layer])
+            assert cosine > 0.98, (read, layer)
+            assert ours.residual_norm[layer] == pytest.approx(theirs.residual_norm[layer], rel=0.02)
+    for bad, says in (({"layers": [99]}, "layer 99 does not exist"), ({"read": "response_last"}, "needs responses")):
+        with pytest.raises(SteerError, match=says):
+            engine.capture(["paint the fence"], **bad)
+    with pytest.raises(RefusedError, match="this engine holds"):
+        engine.capture([[5] * 5000])

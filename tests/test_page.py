@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from steer import pocket
+from steer.engine import Engine
 from steer.server.promotions import Promotions
 
 CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
@@ -26,6 +28,14 @@ def browser() -> Iterator[Any]:
         )
         yield made
         made.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_weights(engine: Engine) -> Iterator[None]:
+    """A promotion changes what the session's engine serves; this puts it back."""
+    yield
+    if engine.weights_path != str(pocket.MODEL):
+        engine.update_weights(pocket.MODEL)
 
 
 @pytest.fixture
@@ -57,6 +67,21 @@ def test_two_panes_from_one_prompt_and_seed(page: Any) -> None:
     assert steered
     assert re.search(r"\d+ tokens steered at layer \d", page.locator("#steered-receipt").inner_text())
     assert "steered" not in page.locator("#plain-receipt").inner_text()
+
+
+def test_the_whole_grammar_as_json(page: Any) -> None:
+    page.click("text=Settings")
+    page.fill(
+        "#spec textarea",
+        '[{"vector": "accept", "op": "ablate"}, {"vector": "warm", "op": "reflect", "tokens": [-3, null]}]',
+    )
+    page.click("#generate")
+    page.wait_for_function(
+        "document.querySelector('#steered-receipt').innerText.includes('tokens steered')", timeout=30_000
+    )
+    page.fill("#spec textarea", '[{"vector": "accept", "op": "sing"}]')
+    page.click("#generate")
+    page.wait_for_selector("text=steering[0].op", timeout=10_000)
 
 
 def test_an_empty_prompt_says_so(page: Any) -> None:

@@ -20,7 +20,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,18 @@ def general_loss(student: Any, texts: Sequence[Sequence[int]], targets: Sequence
     return weighted_kl(targets, logits)
 
 
+@contextmanager
+def all_threads() -> Iterator[None]:
+    """Compute with all the cores this process may use: starting vLLM leaves torch with one thread in the process that serves."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(before, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@all_threads()
 def distill(
     model: Any,
     decisions: Sequence[Decision],

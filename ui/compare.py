@@ -13,7 +13,7 @@ import gradio as gr
 
 from steer.engine import Completion, Engine
 from steer.errors import SteerError
-from steer.intervention import Intervention
+from steer.intervention import OPS, Intervention, parse
 from steer.scope import SCOPES
 from steer.store.vectors import VectorStore
 from steer.vector import SteeringVector
@@ -115,31 +115,53 @@ def compare_section(page: gr.Blocks, engine: Engine, vectors: VectorStore) -> Co
     with gr.Row():
         go = gr.Button("Generate both", variant="primary", elem_id="generate")
         stop = gr.Button("Stop", elem_id="stop")
-    with gr.Accordion("Settings", open=False), gr.Row():
-        layer = gr.Dropdown(
-            [("the vector's own", -1), *[(f"layer {n}", n) for n in range(engine.layers)]], value=-1, label="Layer"
+    with gr.Accordion("Settings", open=False):
+        with gr.Row():
+            layer = gr.Dropdown(
+                [("the vector's own", -1), *[(f"layer {n}", n) for n in range(engine.layers)]], value=-1, label="Layer"
+            )
+            op = gr.Radio(list(OPS), value="add", label="Operation", elem_id="op")
+            tokens = gr.Radio(list(SCOPES), value=first.tokens if first else "all", label="Tokens steered")
+        with gr.Row():
+            seed = gr.Number(7, label="Seed", precision=0)
+            temperature = gr.Slider(0.0, 1.5, value=1.0, step=0.05, label="Temperature")
+            length = gr.Slider(8, 512, value=64, step=8, label="Most tokens")
+        spec = gr.Textbox(
+            label="Instead of all that: interventions as JSON, as a request over HTTP carries them",
+            placeholder='[{"vector": "accept", "strength": 0.7}, {"vector": "warm", "op": "ablate", "tokens": [-4, null]}]',
+            elem_id="spec",
         )
-        tokens = gr.Radio(list(SCOPES), value=first.tokens if first else "all", label="Tokens steered")
-        seed = gr.Number(7, label="Seed", precision=0)
-        temperature = gr.Slider(0.0, 1.5, value=1.0, step=0.05, label="Temperature")
-        length = gr.Slider(8, 512, value=64, step=8, label="Most tokens")
 
     def generate(
-        text: str, name: str, amount: float, at: int, scope: str, number: float, heat: float, most: float
+        text: str,
+        name: str,
+        amount: float,
+        at: int,
+        what: str,
+        scope: str,
+        number: float,
+        heat: float,
+        most: float,
+        raw: str,
     ) -> Iterator[tuple[str, str, str, str]]:
         if not text.strip():
             raise gr.Error("Write a prompt first.", print_exception=False)
         try:
-            chosen = Intervention(vectors.get(name), amount, layers=None if at < 0 else (at,), tokens=scope)
+            if raw.strip():
+                chosen = parse(raw, vectors.resolve)
+            else:
+                chosen = [Intervention(vectors.get(name), amount, what, None if at < 0 else (at,), scope)]
             sampling = {"seed": int(number), "temperature": heat, "max_tokens": int(most)}
-            for plain, moved in both(engine, text, [chosen], **sampling):
+            for plain, moved in both(engine, text, chosen, **sampling):
                 yield (
                     plain.text.lstrip() if plain else "", moved.text.lstrip() if moved else "", receipt_html(plain), receipt_html(moved)
                 )  # fmt: skip
         except SteerError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            field = getattr(error, "field", "")
+            said = f"{field}: {error}" if field.startswith("steering[") else str(error)
+            raise gr.Error(said, print_exception=False) from None
 
-    inputs = [prompt, vector, strength, layer, tokens, seed, temperature, length]
+    inputs = [prompt, vector, strength, layer, op, tokens, seed, temperature, length, spec]
     outputs = [left, right, left_receipt, right_receipt]
     for trigger in (go.click, prompt.submit):
         running = trigger(generate, inputs, outputs, concurrency_limit=16, show_progress="hidden")

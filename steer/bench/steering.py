@@ -54,11 +54,14 @@ def run(rounds: int = 5, small: bool = False) -> BenchReport:
 
     Args:
         rounds: times each arm is run; medians are taken over them.
-        small: a tiny model, to see that the benchmark runs.
+        small: a tiny model, not compiled, to see that the benchmark runs.
     """
     with tempfile.TemporaryDirectory() as folder:
         model = random_qwen(Path(folder) / "model", TINY if small else QWEN_0_8B)
-        with PlainVllm(model, **OPTIONS) as plain, Engine(model, **OPTIONS) as engine:
+        with (
+            PlainVllm(model, enforce_eager=small, **OPTIONS) as plain,
+            Engine(model, eager=small, **OPTIONS) as engine,
+        ):
             return _measure(model, plain, engine, rounds)
 
 
