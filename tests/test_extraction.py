@@ -127,8 +127,9 @@ def test_the_serving_engine_reads_its_own_activations(engine: Engine, hf: tuple[
             cosine = float(ours.directions[layer] @ theirs.directions[layer])
             assert cosine > 0.98, (read, layer)
             assert ours.residual_norm[layer] == pytest.approx(theirs.residual_norm[layer], rel=0.02)
-    for bad, says in (({"layers": [99]}, "layer 99 does not exist"), ({"read": "response_last"}, "needs responses")):
-        with pytest.raises(SteerError, match=says):
-            engine.capture(["paint the fence"], **bad)
+    with pytest.raises(SteerError, match="layer 99 does not exist"):
+        engine.capture(["paint the fence"], layers=[99])
+    with pytest.raises(SteerError, match="needs responses"):
+        engine.capture(["paint the fence"], read="response_last")
     with pytest.raises(RefusedError, match="this engine holds"):
         engine.capture([[5] * 5000])
