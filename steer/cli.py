@@ -240,6 +240,9 @@ def _extract(args: argparse.Namespace) -> int:
         vector = vector.select(args.layer)
     print(f"{'layer':>5}  {'kind':<10}{'held-out AUROC':>26}{'separation':>12}{'residual norm':>15}")
     for layer, kind in enumerate(layer_kinds(model.config)):
+        if layer not in vector.directions:
+            print(f"{layer:5}  {kind:<10}{'no contrast':>26}")
+            continue
         s = vector.scores[layer]
         mark = "  ← selected" if layer in vector.selected else ""
         score = f"{s.mean:.3f} [{s.low:.3f}, {s.high:.3f}]"

@@ -11,6 +11,10 @@ class PairsError(SteerError):
     """A pairs file or contrast set cannot be used; names file and line."""
 
 
+class NoContrastError(SteerError):
+    """Positive and negative activations are the same, so there is no direction."""
+
+
 class VectorError(SteerError):
     """A vector file is broken, or does not fit the model it is asked for."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from steer.capture import Read, capture
-from steer.errors import PairsError
+from steer.errors import NoContrastError, PairsError
 from steer.fingerprint import fingerprint
 from steer.methods import Method, resolve
 from steer.pairs import ContrastSet, render
@@ -53,7 +53,11 @@ def cross_validated(positive: np.ndarray, negative: np.ndarray, families: Sequen
     up, down = np.empty(len(families)), np.empty(len(families))
     for fold in sorted(set(folds.tolist())):
         test, fit = folds == fold, folds != fold
-        direction = method(positive[fit], negative[fit])
+        try:
+            direction = method(positive[fit], negative[fit])
+        except NoContrastError:
+            up[test] = down[test] = 0.0  # tells nothing: half of the pairs, as chance would have it
+            continue
         centre = (positive[fit] @ direction).mean() / 2 + (negative[fit] @ direction).mean() / 2
         up[test], down[test] = positive[test] @ direction - centre, negative[test] @ direction - centre
     return held_out_score(up, down)
@@ -85,7 +89,7 @@ def extract(
         held_out: pairs the score is taken on; None: five-fold cross-validation over the families of `pairs`.
 
     Returns:
-        A vector whose `selected` layer is the one with the best held-out score, the middlest of equals. A score says
+        A vector of all layers at which the sides differ, whose `selected` layer is the one with the best held-out score, the middlest of equals. A score says
         how well the direction *detects*; choose where to *steer* by generating.
     """
     from steer.model import load
@@ -115,7 +119,10 @@ def extract(
     directions, separation, norms, scores = {}, {}, {}, {}
     for layer, activations in captured.items():
         positive, negative = activations[:m], activations[m:]
-        direction = np.asarray(function(positive[:n], negative[:n]), dtype=np.float32)
+        try:
+            direction = np.asarray(function(positive[:n], negative[:n]), dtype=np.float32)
+        except NoContrastError:
+            continue  # early layers may know nothing of the contrast yet: in bfloat16 both means are then the same
         direction = direction / np.linalg.norm(direction)
         directions[layer] = direction
         separation[layer] = float((positive[:n] @ direction).mean() - (negative[:n] @ direction).mean())
@@ -124,6 +131,10 @@ def extract(
             scores[layer] = held_out_score(positive[n:] @ direction, negative[n:] @ direction)
         else:
             scores[layer] = cross_validated(positive, negative, [p.family or p.id for p in pairs], function)
+    if not directions:
+        raise NoContrastError(
+            "positive and negative activations have the same mean at every layer: the pairs show no contrast"
+        )
     middle = 0.55 * depth
     best = max(scores, key=lambda k: (round(scores[k].mean, 3), -abs(k - middle)))
     return SteeringVector(

@@ -142,12 +142,12 @@ def compare_section(page: gr.Blocks, engine: Engine, vectors: VectorStore) -> Co
         number: float,
         heat: float,
         most: float,
-        raw: str,
+        raw: str | None,
     ) -> Iterator[tuple[str, str, str, str]]:
         if not text.strip():
             raise gr.Error("Write a prompt first.", print_exception=False)
         try:
-            if raw.strip():
+            if raw and raw.strip():  # None while its accordion was never open
                 chosen = parse(raw, vectors.resolve)
             else:
                 chosen = [Intervention(vectors.get(name), amount, what, None if at < 0 else (at,), scope)]

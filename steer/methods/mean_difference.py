@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from steer.errors import SteerError
+from steer.errors import NoContrastError
 
 
 def mean_difference(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
@@ -21,10 +21,10 @@ def mean_difference(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
         direction `[d_model]`, float32, unit norm.
 
     Raises:
-        SteerError: both means are equal, so there is no direction.
+        NoContrastError: both means are equal, so there is no direction.
     """
     difference = positive.mean(0, dtype=np.float64) - negative.mean(0, dtype=np.float64)
     norm = float(np.linalg.norm(difference))
     if norm == 0.0 or not np.isfinite(norm):
-        raise SteerError("positive and negative activations have the same mean: the pairs show no contrast here")
+        raise NoContrastError("positive and negative activations have the same mean: the pairs show no contrast here")
     return (difference / norm).astype(np.float32)
