@@ -11,8 +11,9 @@ import torch
 from steer import pocket
 from steer.capture import capture, read_span
 from steer.engine import Engine
-from steer.errors import PairsError, RefusedError, SteerError
+from steer.errors import InterventionError, PairsError, RefusedError, SteerError
 from steer.extraction import auroc, cross_validated, extract, held_out_score
+from steer.intervention import Gate, Intervention
 from steer.methods import mean_difference
 from steer.pairs import ContrastPair, ContrastSet, Rendered, render
 from tests.conftest import make_model
@@ -133,3 +134,11 @@ def test_the_serving_engine_reads_its_own_activations(engine: Engine, hf: tuple[
         engine.capture(["paint the fence"], read="response_last")
     with pytest.raises(RefusedError, match="this engine holds"):
         engine.capture([[5] * 5000])
+    vector = extract(engine, pairs, read="response_mean")
+    for left_out, field in (
+        (Intervention(vector, when=Gate(vector)), "when"),
+        (Intervention(vector, tokens="generated"), "tokens"),
+    ):
+        with pytest.raises(InterventionError) as refused:
+            engine.capture(["paint the fence"], interventions=[left_out])
+        assert refused.value.field == field

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -238,9 +237,6 @@ def test_ten_thousand_malformed_specs_leave_nothing_behind(served: tuple[str, Pr
     assert set(codes) <= {200, 400, 503}, codes
     assert codes[400] > 5_000
     assert codes.get(200, 0) > 50
-    deadline = time.monotonic() + 30
-    while engine.client.vectors.held and time.monotonic() < deadline:
-        time.sleep(0.05)
     assert engine.client.vectors.held == 0
     after = engine.generate([MESSAGES], **greedy)[0]
     assert (after.token_ids, after.logprobs) == (before.token_ids, before.logprobs)

@@ -10,7 +10,7 @@ import os
 import socket
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +26,7 @@ MESSAGES = [{"role": "user", "content": "Let us paint the fence in red."}]
 
 
 @pytest.fixture(scope="module")
-def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def web() -> Iterator[httpx.Client]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -35,25 +35,24 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         "--enforce-eager", "--max-model-len", "1024", "--max-num-batched-tokens", "4096", "--host", "127.0.0.1", "--port", str(port),
         "--worker-cls", "steer.engine.worker.SteerWorker",
     ]  # fmt: skip
-    log = tmp_path_factory.mktemp("serve") / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            env=os.environ | {"STEER_VECTORS": str(pocket.VECTORS), "VLLM_USE_V2_MODEL_RUNNER": "0"},
-            stdout=output,
-            stderr=output,
-        )
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {"STEER_VECTORS": str(pocket.VECTORS), "VLLM_USE_V2_MODEL_RUNNER": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    lines: list[str] = []
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)
     try:
-        end = time.monotonic() + 300
-        while time.monotonic() < end and process.poll() is None:
-            try:
-                if client.get("/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.5)
+        for line in process.stdout:
+            lines.append(line)
+            if "Application startup complete" in line:
+                break
         else:
-            pytest.fail(log.read_text()[-3000:])
+            pytest.fail("".join(lines)[-3000:])
+        threading.Thread(target=process.stdout.read, daemon=True).start()  # or the pipe fills up
         yield client
     finally:
         process.terminate()

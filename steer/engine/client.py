@@ -20,7 +20,7 @@ from steer.engine.result import Receipt
 from steer.engine.slots import VectorSlots, key_of
 from steer.errors import InterventionError, RefusedError
 from steer.fingerprint import Fingerprint
-from steer.intervention import Intervention, hash_of
+from steer.intervention import Intervention, Resolve, hash_of, parse
 from steer.scope import positions_of
 
 WINDOW = 256  # captures under way at once
@@ -127,18 +127,33 @@ class SteeringClient:
             for v, layers in [(i.vector, i.at), *([(i.when.vector, (i.when.at,))] if i.when else [])]:
                 if v.width != self.fingerprint.width:
                     raise InterventionError(
-                        f'vector "{v.name}" has width {v.width}, the model {self.fingerprint.width}'
+                        f'vector "{v.name}" has width {v.width}, the model {self.fingerprint.width}', "vector"
                     )
                 missing = [layer for layer in layers if not 0 <= layer < self.layers]
                 if missing:
                     raise InterventionError(
-                        f"layer {missing[0]} does not exist: the model has layers 0 to {self.layers - 1}"
+                        f"layer {missing[0]} does not exist: the model has layers 0 to {self.layers - 1}", "layers"
                     )
                 differs = v.fingerprint.differences(self.fingerprint)
                 if v.fingerprint.weights in self.lineage:
                     differs = [d for d in differs if not d.startswith("weights ")]
                 if differs and not v.mismatch_allowed:
-                    raise InterventionError(f'vector "{v.name}" was made on another model: {"; ".join(differs)}')
+                    reason = f'vector "{v.name}" was made on another model: {"; ".join(differs)}'
+                    raise InterventionError(reason, "vector")
+
+    def parse(self, given: Any, resolve: Resolve) -> list[Intervention]:
+        """Interventions as they come in over HTTP, checked against the model; `resolve` finds the vector that is named.
+
+        Raises:
+            InterventionError: its `field` is `steering[index].name`.
+        """
+        found = parse(given, resolve)
+        for index, one in enumerate(found):
+            try:
+                self.check([one])
+            except InterventionError as error:
+                raise InterventionError(str(error), f"steering[{index}].{error.field}") from None
+        return found
 
     def salt(self, interventions: Sequence[Intervention], given: str | None = None) -> str:
         """Prefix-cache salt: requests share blocks only under the same interventions, vectors and weights (and salt of their own)."""
@@ -271,11 +286,19 @@ class SteeringClient:
     ) -> np.ndarray:
         """Block outputs averaged over positions [start, end) of each (token ids, start, end): `[items, layers, d_model]` float32.
 
-        Every token is computed anew, none comes from the prefix cache.
+        Every token is computed anew, none comes from the prefix cache. To the interventions the whole text is prompt.
 
         Raises:
+            InterventionError: an intervention with a gate, or one that covers no token of a text.
             RefusedError: a text longer than the engine holds, or the workers pooled fewer tokens than asked.
         """
+        for i in interventions:
+            if i.when is not None:
+                raise InterventionError("a capture has no moment to decide a gate at: take it off", "when")
+            if not all(covered([i], len(ids), 0, len(ids)) for ids, _, _ in items):
+                raise InterventionError(
+                    f"tokens {i.tokens!r} covers none of a text that is read: all of it is prompt", "tokens"
+                )
         parts = []
         for start in range(0, len(items), WINDOW):
             window = items[start : start + WINDOW]

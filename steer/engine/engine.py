@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from steer.capture import Read, read_span
+from steer.engine.canary import check
 from steer.engine.client import SteeringClient
 from steer.engine.request import Sampling, per_prompt
 from steer.engine.result import Completion
@@ -30,7 +31,6 @@ from steer.pairs import Rendered, chat_ids
 T = TypeVar("T")
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
 WORKER = "steer.engine.worker.SteerWorker"
-TAPS = 2  # version of the taps' graph; enters vLLM's compile-cache key, so that another graph is never taken for it
 
 
 def _rendered(ids: list[int]) -> Rendered:
@@ -75,15 +75,13 @@ class Engine:
         self._closed = False
         self._llm: Any = None
         try:
-            steering = {"worker_cls": WORKER, "additional_config": {"steer": {"slots": slots, "taps": TAPS}}}
+            steering = {"worker_cls": WORKER, "additional_config": {"steer": {"slots": slots}}}
             options = {"enforce_eager": eager, "seed": seed} | steering | vllm_options
             self._llm = self._call(start(self.model, max_model_len, max_num_batched_tokens, **options))
             self.client = SteeringClient(self._llm, found, slots)
             self._call(self.client.begin())
             if canary:
-                from steer.engine.canary import check
-
-                check(self)
+                self._call(check(self.client))
         except BaseException:
             self.close()
             raise
@@ -309,7 +307,7 @@ class Engine:
             prompts: texts (one user message each), chat messages, token ids, or rendered texts with a response.
             layers: layer numbers; None: all.
             read: read position, see `steer.capture.read_span`.
-            interventions: steer while reading; none: the plain model.
+            interventions: steer while reading, the whole text being prompt to them; none: the plain model.
 
         Returns:
             layer → `[len(prompts), d_model]` float32, as `steer.capture.capture` gives on a Hugging Face model.

@@ -19,11 +19,11 @@ from typing import Any
 
 from vllm.exceptions import VLLMValidationError
 
+from steer.engine.canary import check
 from steer.engine.client import Resolved, SteeringClient
 from steer.engine.worker import SLOTS
 from steer.errors import InterventionError, SteerError
 from steer.fingerprint import fingerprint
-from steer.intervention import parse
 from steer.vector import SteeringVector
 
 FOLDER = "STEER_VECTORS"
@@ -90,6 +90,7 @@ async def client_of(llm: Any) -> SteeringClient:
             options = (config.additional_config or {}).get("steer", {})
             client = SteeringClient(llm, fingerprint(config.model_config.model), int(options.get("slots", SLOTS)))
             await client.begin()
+            await check(client)
             llm.steering_client = client
     return llm.steering_client
 
@@ -102,8 +103,7 @@ async def run(llm: Any, steering: Any, prompt: Any, params: Any, request_id: str
     """
     try:
         client = await client_of(llm)
-        interventions = parse(steering, from_folder)
-        client.check(interventions)
+        interventions = client.parse(steering, from_folder)
         if not isinstance(prompt, dict) or "prompt_token_ids" not in prompt:
             raise InterventionError("steering needs a prompt of text or tokens", "prompt")
         async for output, receipt in client.run(dict(prompt), interventions, params, request_id, **options):

@@ -7,6 +7,7 @@ cache resets, tokenizer and server information) are not. All methods run on the 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
@@ -15,8 +16,9 @@ from typing import Any
 from steer.engine.client import SteeringClient
 from steer.engine.result import Receipt
 from steer.errors import InterventionError, RefusedError, SteerError
-from steer.intervention import Intervention, Resolve, parse
+from steer.intervention import Intervention, Resolve
 
+log = logging.getLogger(__name__)
 DONE = "data: [DONE]"
 
 
@@ -130,12 +132,7 @@ class OpenAIServing:
             body["vllm_xargs"] = {k: v for k, v in xargs.items() if k != "steering"} or None
         if given is None:
             return []
-        interventions = parse(given, self.resolve)
-        for index, one in enumerate(interventions):
-            try:
-                self.client.check([one])
-            except InterventionError as error:
-                raise InterventionError(str(error), f"steering[{index}].{error.field or 'vector'}") from None
+        interventions = self.client.parse(given, self.resolve)
         if interventions and body.get("use_beam_search"):
             raise InterventionError(
                 "beam search makes answer tokens part of the prompt, so it cannot be steered", "use_beam_search"
@@ -160,22 +157,19 @@ class OpenAIServing:
             first = error.errors()[0]
             where = ".".join(str(p) for p in first["loc"]) or None
             raise HttpError(400, f"{where}: {first['msg']}" if where else str(first["msg"]), where) from None
-        except (
-            VLLMClientError,
-            ValueError,
-            TypeError,
-            AttributeError,
-            KeyError,
-        ) as error:  # its validators trip over some types
-            raise _http(error) if isinstance(error, VLLMClientError | ValueError) else _malformed(body, error) from None
+        except (VLLMClientError, ValueError) as error:
+            raise _http(error) from None
+        except (TypeError, AttributeError, KeyError) as error:  # vLLM's own validators trip over values of another kind
+            raise _malformed(body, error) from None
         _request.set(asked)
         try:
             found = await create(request)
-        except (SteerError, VLLMClientError, ValueError, TypeError, OverflowError, NotImplementedError) as error:
-            raise _http(asked.failure or error) from None
         except Exception as error:
             if asked.failure is not None:
                 raise _http(asked.failure) from None
+            if isinstance(error, VLLMClientError | ValueError | TypeError | OverflowError):  # vLLM's way to say 400
+                raise _http(error) from None
+            log.exception("a request failed")
             raise HttpError(500, f"{type(error).__name__}: the request failed") from error
         if isinstance(found, ErrorResponse):
             if asked.failure is not None:

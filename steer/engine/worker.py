@@ -23,6 +23,7 @@ else:
     from vllm.v1.worker.gpu_worker import Worker as PlatformWorker
 
 SLOTS = 64
+TAPS = 2  # version of the taps' graph
 ROWS_OF_PADDING = 512  # graphs pad batches up to a capture size
 
 
@@ -39,16 +40,18 @@ class SteerWorker(PlatformWorker):
         Raises:
             RuntimeError: a configuration whose rows cannot be told apart, or a model whose layers are not found.
         """
+        options = {"slots": SLOTS, "taps": TAPS} | (self.vllm_config.additional_config or {}).get("steer", {})
+        # enters vLLM's compile-cache key, which the worker's class does not: a graph compiled without taps is never taken
+        self.vllm_config.additional_config = {**(self.vllm_config.additional_config or {}), "steer": options}
         super().load_model(*args, **kwargs)
         if (reason := refusal(self.vllm_config)) is not None:
             raise RuntimeError(f"steering is refused with {reason}")
-        options = (self.vllm_config.additional_config or {}).get("steer", {})
         scheduler, text = self.vllm_config.scheduler_config, self.vllm_config.model_config.hf_text_config
         self._steering = Steering(
             text.num_hidden_layers,
             text.hidden_size,
             scheduler.max_num_batched_tokens + ROWS_OF_PADDING,
-            int(options.get("slots", SLOTS)),
+            int(options["slots"]),
             scheduler.max_num_seqs,
             self.device,
         )

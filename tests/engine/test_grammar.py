@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,23 +78,33 @@ def interventions(draw: Any, vectors: list[SteeringVector]) -> Intervention:
     return Intervention(vector, strength, op, layers, tokens, draw(st.booleans()), when)
 
 
-def requests(bench: Bench) -> st.SearchStrategy[list[tuple[list[int], list[Intervention], float]]]:
-    """Up to five requests: prompt, interventions, seconds until it comes in."""
+def requests(bench: Bench) -> st.SearchStrategy[list[tuple[list[int], list[Intervention], int]]]:
+    """Up to five requests: prompt, interventions, and how many tokens it has made when the next comes in."""
     prompt = st.lists(st.integers(5, 150), min_size=3, max_size=bench.longest)
-    one = st.tuples(prompt, st.lists(interventions(bench.vectors), max_size=3), st.floats(0, 0.08))
+    one = st.tuples(prompt, st.lists(interventions(bench.vectors), max_size=3), st.integers(0, ANSWER))
     return st.lists(one, min_size=1, max_size=5)
 
 
-def agree(bench: Bench, drawn: list[tuple[list[int], list[Intervention], float]]) -> None:
+def agree(bench: Bench, drawn: list[tuple[list[int], list[Intervention], int]]) -> None:
     """Send the requests as they come in; each answer must have the reference's log-probabilities and a true receipt."""
     found: dict[int, Completion] = {}
 
     def send(index: int) -> None:
-        prompt, steering, delay = drawn[index]
-        time.sleep(delay)
-        found[index] = bench.engine.generate([prompt], steering, **greedy)[0]
+        prompt, steering, until = drawn[index]
+        come[index].wait(120)
+        try:
+            if until == 0:
+                come[index + 1].set()
+            for piece in bench.engine.stream(prompt, steering, **greedy):
+                found[index] = piece
+                if len(piece.token_ids) >= until:
+                    come[index + 1].set()
+        finally:
+            come[index + 1].set()
 
     greedy: dict[str, Any] = {"temperature": 0.0, "max_tokens": ANSWER, "logprobs": 0, "ignore_eos": True}
+    come = [threading.Event() for _ in range(len(drawn) + 1)]
+    come[0].set()
     threads = [threading.Thread(target=send, args=(i,)) for i in range(len(drawn))]
     for thread in threads:
         thread.start()
