@@ -1,13 +1,14 @@
 """Block outputs of a Hugging Face model at chosen token positions.
 
-Batches are of similar length, padded on the right and masked, so that padding enters neither attention nor the GDN
-state of a token that is read. Only the positions asked for are kept.
+Batches are of similar length, padded and masked, so that padding enters neither attention nor the GDN state of a token that
+is read. Only the positions asked for are kept, nothing above the highest layer asked for is computed, and never the logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from steer.pairs import Rendered
 
 READS = ("last_prompt", "response_mean", "response_last")
 Read = str | int
+CPU_TOKENS, GPU_TOKENS = 2048, 16384  # padded tokens in one forward pass: what fits the caches, what fills the device
 
 
 def read_span(item: Rendered, read: Read) -> tuple[int, int]:
@@ -49,66 +51,121 @@ def parse_read(text: str) -> Read:
     return int(text) if text.lstrip("-").isdigit() else text
 
 
-@torch.no_grad()
-def capture(
+class _Enough(Exception):
+    """Ends a forward pass above the highest layer that is read."""
+
+
+def captured(
     model: Any,
     items: Sequence[Rendered],
     layers: Sequence[int] | None = None,
-    read: Read = "last_prompt",
-    batch_tokens: int = 8192,
+    reads: Sequence[Read] = ("last_prompt",),
+    batch_tokens: int | None = None,
+    padding: Literal["right", "left"] = "right",
     progress: Callable[[int, int], None] | None = None,
-) -> dict[int, np.ndarray]:
-    """Block outputs at the read position, averaged over its span.
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Block outputs at several read positions, averaged over their spans, batch by batch as they are computed.
 
     Args:
         model: Hugging Face causal language model.
         items: rendered texts.
         layers: layer numbers; None: all.
-        read: read position, see `read_span`.
-        batch_tokens: padded tokens in one forward pass.
+        reads: read positions, see `read_span`; one forward pass serves them all.
+        batch_tokens: padded tokens in one forward pass; None: what suits the device.
+        padding: side; the values are the same.
         progress: called with (items done, items in all).
 
-    Returns:
-        layer → `[len(items), d_model]` float32, in the order of `items`.
+    Yields:
+        (indices into `items`, values `[reads, layers, batch, d_model]` float32). Every item comes once, in no particular order.
+
+    Raises:
+        SteerError: a layer the model lacks, or an unknown read position.
+        PairsError: a text without such a position.
     """
     blocks = decoder_layers(model)
-    wanted = list(range(len(blocks))) if layers is None else list(layers)
-    for layer in wanted:
-        if not 0 <= layer < len(blocks):
-            raise SteerError(f"layer {layer} does not exist: the model has layers 0 to {len(blocks) - 1}")
-    spans = [read_span(item, read) for item in items]
-    out = {layer: np.empty((len(items), model.config.get_text_config().hidden_size), np.float32) for layer in wanted}
-
-    batch: list[int] = []
+    wanted = layer_numbers(layers, len(blocks))
+    spans = [[read_span(item, read) for read in reads] for item in items]
+    limit = batch_tokens or (GPU_TOKENS if model.device.type == "cuda" else CPU_TOKENS)
+    place = {layer: i for i, layer in enumerate(wanted)}
+    pool = torch.empty(0)  # [batch, reads, tokens]: averages the spans
+    values = torch.empty(0)  # [reads, layers, batch, d_model]
 
     def collect(layer: int) -> Callable[..., None]:
         def hook(_module: Any, _args: Any, output: Any) -> None:
             hidden = output[0] if isinstance(output, tuple) else output  # [batch, tokens, d_model]
-            for row, index in enumerate(batch):
-                start, end = spans[index]
-                out[layer][index] = hidden[row, start:end].float().mean(0).cpu().numpy()
+            wide = hidden.float()
+            for r in range(len(reads)):  # one by one, so that a value does not depend on what else is read
+                values[r, place[layer]] = torch.bmm(pool[:, r : r + 1], wide)[:, 0]
+            if layer == max(wanted):
+                raise _Enough
 
         return hook
 
-    handles = [blocks[layer].register_forward_hook(collect(layer)) for layer in wanted]
-    try:
-        done = 0
-        for batch in _by_length(items, batch_tokens):
-            width = max(len(items[i].ids) for i in batch)
-            ids = torch.zeros(len(batch), width, dtype=torch.long)
-            mask = torch.zeros(len(batch), width, dtype=torch.long)
-            for row, index in enumerate(batch):
-                n = len(items[index].ids)
-                ids[row, :n] = torch.tensor(items[index].ids)
-                mask[row, :n] = 1
-            model.model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
-            done += len(batch)
-            if progress:
-                progress(done, len(items))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return out
+    done, width = 0, model.config.get_text_config().hidden_size
+    for batch in _by_length(items, limit):
+        longest = max(len(items[i].ids) for i in batch)
+        ids = torch.zeros(len(batch), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        pool = torch.zeros(len(batch), len(reads), longest)
+        for row, index in enumerate(batch):
+            n = len(items[index].ids)
+            first = longest - n if padding == "left" else 0
+            ids[row, first : first + n] = torch.tensor(items[index].ids)
+            mask[row, first : first + n] = 1
+            for k, (start, end) in enumerate(spans[index]):
+                pool[row, k, first + start : first + end] = 1.0 / (end - start)
+        pool = pool.to(model.device)
+        values = torch.empty(len(reads), len(wanted), len(batch), width, device=model.device)
+        given = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device), "use_cache": False}
+        if padding == "left":
+            given["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0).to(model.device)
+        handles = [blocks[layer].register_forward_hook(collect(layer)) for layer in wanted]
+        try:
+            with torch.no_grad(), suppress(_Enough):
+                model.model(**given)
+        finally:
+            for handle in handles:
+                handle.remove()
+        yield batch, values.cpu().numpy()
+        done += len(batch)
+        if progress:
+            progress(done, len(items))
+
+
+def capture(
+    model: Any,
+    items: Sequence[Rendered],
+    layers: Sequence[int] | None = None,
+    read: Read = "last_prompt",
+    batch_tokens: int | None = None,
+    padding: Literal["right", "left"] = "right",
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[int, np.ndarray]:
+    """Block outputs at one read position, averaged over its span; arguments and errors as of `captured`.
+
+    Returns:
+        layer → `[len(items), d_model]` float32, in the order of `items`.
+    """
+    wanted = layer_numbers(layers, len(decoder_layers(model)))
+    out = np.empty((len(wanted), len(items), model.config.get_text_config().hidden_size), np.float32)
+    for batch, values in captured(model, items, wanted, (read,), batch_tokens, padding, progress):
+        out[:, batch] = values[0]
+    return dict(zip(wanted, out, strict=True))
+
+
+def layer_numbers(layers: Sequence[int] | None, depth: int) -> list[int]:
+    """The layers asked for, None being all.
+
+    Raises:
+        SteerError: a layer that does not exist, or none at all.
+    """
+    wanted = list(range(depth)) if layers is None else list(layers)
+    for layer in wanted:
+        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < depth:
+            raise SteerError(f"layer {layer} does not exist: the model has layers 0 to {depth - 1}")
+    if not wanted:
+        raise SteerError("a capture needs at least one layer")
+    return wanted
 
 
 def _by_length(items: Sequence[Rendered], batch_tokens: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""The command line: `steer demo | serve | extract | generate`."""
+"""The command line: `steer demo | serve | extract | generate | vectors | bench`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steer import __version__
+from steer import __version__, cli_vectors
 from steer.errors import SteerError
 
 if TYPE_CHECKING:
@@ -64,15 +64,26 @@ def _parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=_serve)
 
     extract = commands.add_parser("extract", help="read a direction off a model")
-    extract.add_argument("pairs", type=Path, metavar="PAIRS", help="JSONL file of contrast pairs")
+    extract.add_argument("pairs", type=Path, metavar="PAIRS", help="JSONL or CSV file of contrast pairs")
     extract.add_argument("--model", default=None, help="folder or hub id (the pocket model)")
-    extract.add_argument("--method", default="mean_difference")
+    extract.add_argument(
+        "--method",
+        default="mean_difference",
+        help="mean_difference, paired_pca, logistic, discriminant, contrast_consistent or learned",
+    )
     extract.add_argument("--read", default="last_prompt", help="last_prompt, response_mean, response_last or an index")
     extract.add_argument("--layer", type=int, default=None, help="layer to steer at by default (best held-out score)")
     extract.add_argument("--name", default=None)
     extract.add_argument("--poles", nargs=2, default=("positive", "negative"), metavar=("POSITIVE", "NEGATIVE"))
     extract.add_argument("--seed", type=int, default=0, help="of the split")
     extract.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    extract.add_argument(
+        "--plot",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="the scores by layer as a picture (beside the vector, .png)",
+    )
     extract.set_defaults(run=_extract)
 
     generate = commands.add_parser("generate", help="answer prompts without and with a vector")
@@ -96,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--temperature", type=float, default=1.0)
     generate.add_argument("--seed", type=int, default=0)
     generate.set_defaults(run=_generate)
+    cli_vectors.add_parser(commands)
     bench = commands.add_parser("bench", help="measure ratios of things run in turn, and print them beside their bars")
     bench.add_argument("name", choices=["steering"])
     bench.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the figures there")
@@ -214,17 +226,24 @@ def _serve(args: argparse.Namespace) -> int:
 
 def _extract(args: argparse.Namespace) -> int:
     from steer.capture import parse_read
+    from steer.confounds import confounds
     from steer.extraction import extract
     from steer.methods import resolve
     from steer.model import layer_kinds, load
     from steer.pairs import ContrastSet
+    from steer.plots import scores
 
     pairs = ContrastSet.load(args.pairs)
     resolve(args.method)
     if not args.output.parent.is_dir():
         raise SteerError(f"{args.output.parent}: no such folder to save the vector in")
+    plot = args.plot or args.output.with_suffix(".png")
+    if not plot.parent.is_dir():
+        raise SteerError(f"{plot.parent}: no such folder to draw the scores in")
     fit, _, held_out = pairs.split(args.seed, (0.7, 0.0, 0.3))
     model, tokenizer = load(_pocket(args.model))
+    for confound in confounds(pairs, tokenizer, parts=(fit, held_out)):
+        print(f"steer: warning: {confound}", file=sys.stderr)
     vector = extract(
         model,
         fit,
@@ -249,7 +268,8 @@ def _extract(args: argparse.Namespace) -> int:
         print(
             f"{layer:5}  {kind:<10}{score:>26}{vector.separation[layer]:12.3f}{vector.residual_norm[layer]:15.3f}{mark}"
         )
-    print(f"{len(fit)} pairs fitted, {len(held_out)} held out → {vector.save(args.output)}")
+    scores(vector, layer_kinds(model.config)).savefig(plot, dpi=150, bbox_inches="tight")
+    print(f"{len(fit)} pairs fitted, {len(held_out)} held out → {vector.save(args.output)}, {plot}")
     return 0
 
 

@@ -75,45 +75,6 @@ class ContrastPair:
         return {name: value for name in fields if (value := getattr(self, name)) not in (None, "")}
 
 
-def _check_side(value: Any, name: str, where: str) -> Side:
-    if isinstance(value, str):
-        if not value.strip():
-            raise PairsError(f'{where}: "{name}" is empty')
-        return value
-    if not isinstance(value, list) or not value:
-        raise PairsError(f'{where}: "{name}" must be text or a list of chat messages')
-    for m in value:
-        if not (isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)):
-            raise PairsError(f'{where}: each message of "{name}" needs a "role" and a "content" of text')
-    return value
-
-
-def _parse(line: str, where: str, default_id: str) -> ContrastPair:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise PairsError(f"{where}: not a JSON object: {error.msg} at column {error.colno}") from None
-    if not isinstance(record, dict):
-        raise PairsError(f"{where}: a pair must be a JSON object, not {type(record).__name__}")
-    for name in ("positive", "negative"):
-        if name not in record:
-            raise PairsError(f'{where}: "{name}" is missing')
-    for name in ("id", "family", "positive_response", "negative_response"):
-        if record.get(name) is not None and not isinstance(record[name], str):
-            raise PairsError(f'{where}: "{name}" must be text')
-    unknown = set(record) - {"id", "positive", "negative", "positive_response", "negative_response", "family"}
-    if unknown:
-        raise PairsError(f'{where}: unknown field "{sorted(unknown)[0]}"')
-    return ContrastPair(
-        id=record.get("id") or default_id,
-        positive=_check_side(record["positive"], "positive", where),
-        negative=_check_side(record["negative"], "negative", where),
-        positive_response=record.get("positive_response"),
-        negative_response=record.get("negative_response"),
-        family=record.get("family") or "",
-    )
-
-
 class ContrastSet(Sequence[ContrastPair]):
     """An immutable list of contrast pairs with unique ids."""
 
@@ -140,36 +101,20 @@ class ContrastSet(Sequence[ContrastPair]):
 
     @staticmethod
     def load(path: str | Path) -> ContrastSet:
-        """Read a JSONL file, one pair a line; blank lines are skipped.
+        """Read a file of pairs, JSONL or CSV by its ending; see `steer.pair_files`.
 
         Raises:
             PairsError: the file is missing, empty, or a line is broken; the message names file and line.
         """
-        path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise PairsError(f"{path}: no such pairs file") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise PairsError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-        pairs: list[ContrastPair] = []
-        lines: dict[str, int] = {}
-        for number, line in enumerate(text.splitlines(), 1):
-            if not line.strip():
-                continue
-            pair = _parse(line, f"{path}:{number}", f"pair-{number}")
-            if pair.id in lines:
-                raise PairsError(f'{path}:{number}: the id "{pair.id}" is already used in line {lines[pair.id]}')
-            lines[pair.id] = number
-            pairs.append(pair)
-        if not pairs:
-            raise PairsError(f"{path}: holds no pairs")
-        return ContrastSet(pairs)
+        from steer.pair_files import read
+
+        return ContrastSet(read(Path(path)))
 
     def save(self, path: str | Path) -> None:
-        """Write the set as JSONL."""
-        lines = [json.dumps(p.record(), ensure_ascii=False) for p in self.pairs]
-        Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        """Write the set as JSONL, or as CSV where the file's name ends so."""
+        from steer.pair_files import write
+
+        write(Path(path), self.pairs)
 
     @staticmethod
     def from_instructions(

@@ -1,6 +1,7 @@
 """SteeringVector: one direction per layer, what is known of it, and its file.
 
-The file is safetensors: `layers.{i}` float32 of unit norm, and one metadata entry `steer` of JSON. Nothing is pickled.
+The file is safetensors: `layers.{i}` float32 of unit norm, and one metadata entry `steer` of JSON. Nothing is pickled. GGUF control vectors
+are read and written where a file's name ends so (`steer.gguf_file`).
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class SteeringVector:
         selected: the layers an `Intervention` uses when it names none.
         fingerprint: the model it was read from.
         strength, tokens: the operating point found for it, which the page starts from.
+        lineage: what the vector was made of, where it was not read off a model: {"op", "of": […]}.
     """
 
     directions: Mapping[int, np.ndarray]
@@ -60,6 +62,7 @@ class SteeringVector:
     split_hashes: Mapping[str, str] = field(default_factory=dict)
     strength: float = 1.0
     tokens: str = "all"
+    lineage: Mapping[str, Any] = field(default_factory=dict)
     mismatch_allowed: bool = False
 
     def __post_init__(self) -> None:
@@ -109,18 +112,61 @@ class SteeringVector:
         """The same vector, used at these layers by default."""
         return replace(self, selected=tuple(layers))
 
+    def without(self, *layers: int) -> SteeringVector:
+        """The same vector with no direction at these layers.
+
+        Raises:
+            VectorError: none would be left, or none it is used at.
+        """
+        kept = [n for n in self.layers if n not in layers]
+        selected = tuple(n for n in self.selected if n in kept)
+        if not kept or (self.selected and not selected):
+            raise VectorError(f'"{self.name}" would be left without a layer to act at')
+        return replace(
+            self,
+            directions={n: self.directions[n] for n in kept},
+            separation={n: self.separation[n] for n in kept},
+            residual_norm={n: v for n, v in self.residual_norm.items() if n in kept},
+            scores={n: v for n, v in self.scores.items() if n in kept},
+            selected=selected,
+        )
+
     def use(self, layer: int, strength: float, tokens: str = "all") -> SteeringVector:
         """The same vector with another operating point."""
         return replace(self, selected=(layer,), strength=strength, tokens=tokens)
 
-    def save(self, path: str | Path) -> Path:
-        """Write the file; its folder must exist."""
-        from safetensors.numpy import save_file
+    def __add__(self, other: SteeringVector) -> SteeringVector:
+        """See `steer.arithmetic.add`."""
+        from steer.arithmetic import add
 
-        path = Path(path)
-        if not path.parent.is_dir():
-            raise VectorError(f"{path.parent}: no such folder to save the vector in")
-        metadata = {
+        return add(self, other)
+
+    def __sub__(self, other: SteeringVector) -> SteeringVector:
+        """See `steer.arithmetic.subtract`."""
+        from steer.arithmetic import subtract
+
+        return subtract(self, other)
+
+    def __mul__(self, factor: float) -> SteeringVector:
+        """See `steer.arithmetic.multiply`."""
+        from steer.arithmetic import multiply
+
+        return multiply(self, factor)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> SteeringVector:
+        return self * -1.0
+
+    def orthogonal(self, other: SteeringVector) -> SteeringVector:
+        """See `steer.arithmetic.orthogonal`."""
+        from steer.arithmetic import orthogonal
+
+        return orthogonal(self, other)
+
+    def metadata(self) -> dict[str, Any]:
+        """What the file says besides the directions."""
+        return {
             "format": FORMAT,
             "library": _library_version(),
             "hook_site": "block_output",
@@ -137,9 +183,52 @@ class SteeringVector:
             "fingerprint": asdict(self.fingerprint),
             "pairs_hash": self.pairs_hash,
             "split_hashes": dict(self.split_hashes),
+            "lineage": dict(self.lineage),
         }
+
+    @staticmethod
+    def from_metadata(meta: Mapping[str, Any], directions: Mapping[int, np.ndarray], where: str) -> SteeringVector:
+        """The vector that `metadata` and its directions were taken of.
+
+        Raises:
+            VectorError: a field is missing or broken; `where` is named.
+        """
+        try:
+            if meta["format"] != FORMAT:
+                raise VectorError(f"{where}: format version {meta['format']}; this version of steer reads {FORMAT}")
+            return SteeringVector(
+                directions=directions,
+                separation=_by_layer(meta["separation"].items()),
+                residual_norm=_by_layer(meta["residual_norm"].items()),
+                scores={int(k): Score(**v) for k, v in meta["scores"].items()},
+                selected=tuple(meta["selected"]),
+                method=meta["method"],
+                read=meta["read"],
+                name=meta["name"],
+                poles=(meta["poles"][0], meta["poles"][1]),
+                fingerprint=Fingerprint(**meta["fingerprint"]),
+                pairs_hash=meta["pairs_hash"],
+                strength=float(meta["operating_point"]["strength"]),
+                tokens=meta["operating_point"]["tokens"],
+                split_hashes=meta["split_hashes"],
+                lineage=meta.get("lineage", {}),
+            )
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+            raise VectorError(f"{where}: not a readable vector file: {error}") from None
+
+    def save(self, path: str | Path) -> Path:
+        """Write the file, safetensors, or a GGUF control vector where its name ends so; its folder must exist."""
+        from safetensors.numpy import save_file
+
+        path = Path(path)
+        if path.suffix == ".gguf":
+            from steer.gguf_file import write
+
+            return write(self, path)
+        if not path.parent.is_dir():
+            raise VectorError(f"{path.parent}: no such folder to save the vector in")
         tensors = {f"layers.{i}": np.ascontiguousarray(self.directions[i], dtype=np.float32) for i in self.layers}
-        save_file(tensors, str(path), metadata={"steer": json.dumps(metadata, sort_keys=True)})
+        save_file(tensors, str(path), metadata={"steer": json.dumps(self.metadata(), sort_keys=True)})
         return path
 
     @staticmethod
@@ -171,31 +260,17 @@ def _read(path: Path) -> SteeringVector:
 
     if not path.is_file():
         raise VectorError(f"{path}: no such vector file")
+    if path.suffix == ".gguf":
+        from steer.gguf_file import read
+
+        return read(path)
     try:
         with safe_open(str(path), "np") as f:
             raw = (f.metadata() or {}).get("steer")
             directions = {int(k.split(".")[1]): f.get_tensor(k) for k in f.keys() if k.startswith("layers.")}  # noqa: SIM118
         if raw is None:
             raise VectorError(f'{path}: a safetensors file, but not a steering vector: its metadata lacks "steer"')
-        meta = json.loads(raw)
-        if meta["format"] != FORMAT:
-            raise VectorError(f"{path}: format version {meta['format']}; this version of steer reads {FORMAT}")
-        return SteeringVector(
-            directions=directions,
-            separation=_by_layer(meta["separation"].items()),
-            residual_norm=_by_layer(meta["residual_norm"].items()),
-            scores={int(k): Score(**v) for k, v in meta["scores"].items()},
-            selected=tuple(meta["selected"]),
-            method=meta["method"],
-            read=meta["read"],
-            name=meta["name"],
-            poles=(meta["poles"][0], meta["poles"][1]),
-            fingerprint=Fingerprint(**meta["fingerprint"]),
-            pairs_hash=meta["pairs_hash"],
-            strength=float(meta["operating_point"]["strength"]),
-            tokens=meta["operating_point"]["tokens"],
-            split_hashes=meta["split_hashes"],
-        )
+        return SteeringVector.from_metadata(json.loads(raw), directions, str(path))
     except (SafetensorError, KeyError, ValueError, TypeError, IndexError) as error:
         raise VectorError(f"{path}: not a readable vector file: {error}") from None
 

@@ -9,54 +9,13 @@ import pytest
 import torch
 
 from steer import pocket
-from steer.capture import capture, read_span
+from steer.capture import capture, captured, read_span
 from steer.engine import Engine
 from steer.errors import InterventionError, PairsError, RefusedError, SteerError
-from steer.extraction import auroc, cross_validated, extract, held_out_score
+from steer.extraction import extract, extract_each
 from steer.intervention import Gate, Intervention
-from steer.methods import mean_difference
 from steer.pairs import ContrastPair, ContrastSet, Rendered, render
 from tests.conftest import make_model
-
-
-def test_planted_direction_is_found_with_its_sign() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        planted = rng.standard_normal(256)
-        planted /= np.linalg.norm(planted)
-        shared = 3 * rng.standard_normal((96, 256))  # nuisance both sides of a pair share
-        effect = rng.normal(2, 1.5, (96, 1)) * planted
-        positive = shared + effect + 0.1 * rng.standard_normal((96, 256))
-        negative = shared + 0.1 * rng.standard_normal((96, 256))
-        found = mean_difference(positive.astype(np.float32), negative.astype(np.float32))
-        assert found @ planted > 0.99
-        assert np.linalg.norm(found) == pytest.approx(1, abs=1e-6)
-
-
-def test_pure_noise_never_looks_good() -> None:
-    rng = np.random.default_rng(1)
-    means = []
-    for _ in range(10):
-        positive, negative = rng.standard_normal((2, 64, 1024)).astype(np.float32)
-        direction = mean_difference(positive, negative)
-        assert auroc(positive @ direction, negative @ direction) > 0.99, "in-sample noise looks perfect"
-        score = cross_validated(positive, negative, [str(i) for i in range(64)], mean_difference)
-        means.append(score.mean)
-        assert score.low <= score.mean <= score.high
-    assert abs(np.mean(means) - 0.5) < 0.06
-
-
-def test_auroc_is_the_share_of_ordered_pairs() -> None:
-    rng = np.random.default_rng(2)
-    a, b = rng.integers(0, 8, 30).astype(float), rng.integers(0, 8, 20).astype(float)
-    brute = np.mean([(x > y) + 0.5 * (x == y) for x in a for y in b])
-    assert auroc(a, b) == pytest.approx(brute)
-    assert held_out_score(a, a).mean == pytest.approx(0.5)
-
-
-def test_equal_means_have_no_direction() -> None:
-    with pytest.raises(SteerError, match="same mean"):
-        mean_difference(np.ones((4, 8), np.float32), np.ones((4, 8), np.float32))
 
 
 def test_capture_is_padding_proof_and_is_the_block_output(hf: tuple[Any, Any]) -> None:
@@ -142,3 +101,104 @@ def test_the_serving_engine_reads_its_own_activations(engine: Engine, hf: tuple[
         with pytest.raises(InterventionError) as refused:
             engine.capture(["paint the fence"], interventions=[left_out])
         assert refused.value.field == field
+
+
+def test_left_and_right_padding_and_several_reads_in_one_pass_are_equal(hf: tuple[Any, Any]) -> None:
+    model, tokenizer = hf
+    pairs = list(pocket.contrast_set("reasons"))[:6]
+    items = [render(tokenizer, *p.sides()[side]) for p in pairs for side in (0, 1)]
+    reads = ("last_prompt", "response_mean", "response_last", 2, -2)
+    both: dict[str, np.ndarray] = {}
+    for padding in ("right", "left"):
+        values = np.empty((len(reads), 3, len(items), 192), np.float32)
+        for batch, part in captured(model, items, [0, 3, 5], reads, batch_tokens=300, padding=padding):
+            values[:, :, batch] = part
+        both[padding] = values
+    scale = np.abs(both["right"]).max()
+    assert np.abs(both["left"] - both["right"]).max() < 1e-4 * scale
+    for r, read in enumerate(reads):
+        alone = capture(model, items, [0, 3, 5], read)
+        for k, layer in enumerate((0, 3, 5)):
+            np.testing.assert_allclose(both["right"][r, k], alone[layer], atol=1e-4 * scale)
+
+
+def test_nothing_above_the_highest_layer_is_computed(hf: tuple[Any, Any]) -> None:
+    model, tokenizer = hf
+    ran: list[int] = []
+    handles = [layer.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, layer in enumerate(model.model.layers)]
+    try:
+        capture(model, [render(tokenizer, "paint the fence")], [1, 3])
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert ran == [0, 1, 2, 3]
+
+
+def test_several_methods_and_reads_come_from_one_pass_over_the_texts(hf: tuple[Any, Any]) -> None:
+    model, tokenizer = hf
+    fit, _, held_out = pocket.contrast_set("reasons").split(0, (0.5, 0.0, 0.5))
+    passes: list[int] = []
+    handle = model.model.layers[0].register_forward_hook(lambda _m, _a, out: passes.append(out.shape[0]))
+    try:
+        found = extract_each(
+            model, fit, ("mean_difference", "paired_pca", "logistic", "discriminant"),
+            ("last_prompt", "response_mean"), held_out=held_out, tokenizer=tokenizer, source=pocket.MODEL,
+        )  # fmt: skip
+    finally:
+        handle.remove()
+    assert sum(passes) == 2 * (len(fit) + len(held_out)), "each text is read once"
+    assert len(found) == 8
+    alone = extract(model, fit, read="response_mean", held_out=held_out, tokenizer=tokenizer, source=pocket.MODEL)
+    assert alone.hash == found["mean_difference", "response_mean"].hash
+    for (method, read), vector in found.items():
+        assert (vector.method, vector.read) == (method, read)
+        if read == "response_mean":
+            assert vector.scores[vector.selected[0]].low > 0.9, method
+
+
+def test_a_learned_direction_does_better_on_unseen_pairs_than_where_it_started(hf: tuple[Any, Any]) -> None:
+    from steer.methods.learned import Objective, learned
+    from steer.sampling import answered
+
+    model, tokenizer = hf
+    pairs = list(pocket.contrast_set("accept"))[:32]
+    start = extract(model, ContrastSet(pairs[:20]), layers=[4], tokenizer=tokenizer, source=pocket.MODEL)
+    begin = start.directions[4] * start.separation[4]
+    up, down = (
+        answered(model, tokenizer, [render(tokenizer, *p.sides()[side]) for p in pairs], max_tokens=8)
+        for side in (0, 1)
+    )
+    shift = learned(model, up[:20], down[:20], 4, begin, steps=8)
+    objective = Objective(model, up[20:], down[20:], 4)
+    with torch.no_grad():
+        losses = [float(objective(torch.tensor(v))) for v in (shift, begin, np.zeros_like(begin))]
+    assert losses[0] < losses[1] < losses[2]
+    assert losses[2] == pytest.approx(2 * np.log(2), abs=1e-4), "without a shift neither response is preferred"
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_extract_with_the_learned_method(tmp_path: Any) -> None:
+    path = make_model("llama", tmp_path / "llama")
+    pairs = ContrastSet(
+        [ContrastPair(f"{i}", f"paint the fence {i} red", f"paint the fence {i} blue") for i in range(10)]
+    )
+    vector = extract(path, pairs[:6], "learned", read=-1, layers=[1, 2], held_out=pairs[6:])
+    assert (vector.method, vector.layers) == ("learned", [1, 2])
+    best = vector.selected[0]
+    assert vector.strength * vector.separation[best] > 0, "the operating point is the step that was learned"
+    assert extract(path, pairs[:6], "learned", read=-1, held_out=pairs[6:]).layers != [0, 1, 2, 3]
+    with pytest.raises(PairsError, match="needs held_out pairs"):
+        extract(path, pairs, "learned")
+
+
+def test_the_engine_reads_several_positions_in_one_pass(engine: Engine, hf: tuple[Any, Any]) -> None:
+    pairs = ContrastSet(list(pocket.contrast_set("reasons"))[:12])
+    both = extract_each(engine, pairs, reads=("last_prompt", "response_mean"))
+    for (_, read), vector in both.items():
+        alone = extract(engine, pairs, read=read)
+        for layer in range(3, 8):
+            assert float(vector.directions[layer] @ alone.directions[layer]) > 0.98
+    with pytest.raises(SteerError, match="needs gradients"):
+        extract(engine, pairs, "learned", held_out=pairs)
+    with pytest.raises(RefusedError, match="1 to 8 positions"):
+        engine.captured(["paint the fence"], reads=[0] * 9).__next__()

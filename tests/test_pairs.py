@@ -88,3 +88,43 @@ def test_from_instructions_differs_in_the_system_message_only() -> None:
     pairs = ContrastSet.from_instructions(["be warm", "be kind"], "be cold", ["a", "b", "c"])
     assert [p.positive[0]["content"] for p in pairs] == ["be warm", "be kind", "be warm"]  # type: ignore[index]
     assert all(p.positive[1:] == p.negative[1:] for p in pairs)
+
+
+def test_csv_is_read_as_the_same_pairs(tmp_path: Path) -> None:
+    pairs = ContrastSet(
+        [
+            ContrastPair("a", 'up, "quoted"\nand on two lines', "down", "yes", "no", "fam"),
+            ContrastPair("b", "u\u2028v", [{"role": "user", "content": "d"}]),
+        ]
+    )
+    for name in ("p.csv", "p.jsonl"):
+        pairs.save(tmp_path / name)
+        assert ContrastSet.load(tmp_path / name).pairs == pairs.pairs
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("positive,negative\nx,y\nx\n", ":3: the row has 1 cells, the header 2"),
+        ("positive,negtive\nx,y\n", ':1: unknown column "negtive"'),
+        ('positive,negative\n"x\nx",y\n\nx,\n', ':5: "negative" is missing'),
+        ('positive,negative\nx,"y\n', ":2: not CSV"),
+        ('positive,negative\nx,"[{""role"": }]"\n', ':2: "negative" is not a JSON list'),
+    ],
+)
+def test_a_broken_row_is_named(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text(text)
+    with pytest.raises(PairsError) as error:
+        ContrastSet.load(path)
+    assert f"{path}{says}" in str(error.value)
+
+
+def test_one_prompt_with_two_responses(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "eat?", "positive_response": "yes", "negative_response": "no"}\n')
+    (pair,) = ContrastSet.load(path)
+    assert pair.positive == pair.negative == [{"role": "user", "content": "eat?"}]
+    path.write_text('{"prompt": "eat?", "positive_response": "yes"}\n')
+    with pytest.raises(PairsError, match=r'p\.jsonl:1: "negative_response" is missing'):
+        ContrastSet.load(path)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import html
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from steer.plots import panel, scores, svg
 
+if TYPE_CHECKING:
     from train.demo import DemoResult
 
 ARMS = ("base", "steered", "distilled")
@@ -32,29 +31,9 @@ figure svg { width: 100%; height: auto } figcaption { font-size: .85rem; color: 
 """
 
 
-def _svg(figure: Figure) -> str:
-    """The figure as an SVG element."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
-def _axes(title: str, size: tuple[float, float] = (5.6, 3.2)) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size)
-    axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=10)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.tick_params(labelsize=8)
-    return figure, axes
-
-
 def plot_rates(result: DemoResult) -> str:
     """Behaviour rate and fluency of the three arms with 95 % intervals."""
-    figure, axes = _axes(f"Held-out prompts: “{result.poles[0]}”")
+    figure, axes = panel(f"Held-out prompts: “{result.poles[0]}”")
     for y, arm in enumerate(reversed(ARMS)):
         for offset, values, marker, alpha in ((0.12, result.rates, "o", 1.0), (-0.16, result.fluent, "|", 0.55)):
             r = values[arm]
@@ -68,12 +47,12 @@ def plot_rates(result: DemoResult) -> str:
     axes.set_ylim(-0.5, 2.6)
     axes.set_xlabel("share of answers (● behaviour, | fluent)", fontsize=8)
     axes.grid(axis="x", alpha=0.25)
-    return _svg(figure)
+    return svg(figure)
 
 
 def plot_cost(result: DemoResult) -> str:
     """Neutral KL of the steered and the distilled arm, log scale."""
-    figure, axes = _axes("Cost on neutral text: KL to base")
+    figure, axes = panel("Cost on neutral text: KL to base")
     arms = ("steered", "distilled")
     values = [max(result.neutral_kl[a], 1e-6) for a in arms]
     axes.barh(range(2), values, color=[COLOURS[a] for a in arms], height=0.5)
@@ -83,26 +62,7 @@ def plot_cost(result: DemoResult) -> str:
     axes.set_xscale("log")
     axes.set_xlim(min(values) / 3, max(values) * 6)
     axes.set_xlabel("nats per token, log scale", fontsize=8)
-    return _svg(figure)
-
-
-def plot_scores(result: DemoResult) -> str:
-    """Held-out AUROC by layer, with its interval; GDN and attention layers marked."""
-    figure, axes = _axes(f"Direction read at {result.vector.read}: held-out pairs")
-    for layer in result.vector.layers:
-        s = result.vector.scores[layer]
-        gdn = result.layer_kinds[layer] == "gdn"
-        axes.errorbar(
-            layer, s.mean, yerr=[[s.mean - s.low], [s.high - s.mean]], fmt="o" if gdn else "s",
-            color="#4361a8" if gdn else "#a84376", capsize=3,
-        )  # fmt: skip
-    axes.axvline(result.layer, color="#e07b39", lw=1, ls=":")
-    axes.axhline(0.5, color="#999", lw=0.8)
-    axes.set_xticks(result.vector.layers)
-    axes.set_xlabel("layer (● GDN, ■ attention; dotted: steered here)", fontsize=8)
-    axes.set_ylabel("AUROC", fontsize=8)
-    axes.set_ylim(0.3, 1.03)
-    return _svg(figure)
+    return svg(figure)
 
 
 def plot_search(result: DemoResult) -> str:
@@ -112,7 +72,7 @@ def plot_search(result: DemoResult) -> str:
     grid = np.full((len(layers), len(strengths)), np.nan)
     for c in result.cells:
         grid[layers.index(c.layer), strengths.index(c.strength)] = min(c.rate, c.fluent)
-    figure, axes = _axes("Layer × strength on the choose prompts")
+    figure, axes = panel("Layer × strength on the choose prompts")
     axes.imshow(grid, vmin=0, vmax=1, cmap="YlGnBu", aspect="auto")
     for (i, j), value in np.ndenumerate(grid):
         axes.text(j, i, f"{value:.0%}", ha="center", va="center", fontsize=8, color="white" if value > 0.6 else "black")
@@ -121,7 +81,7 @@ def plot_search(result: DemoResult) -> str:
     axes.set_xticks(range(len(strengths)), [f"{s:g}" for s in strengths])
     axes.set_yticks(range(len(layers)), [f"{n} ({result.layer_kinds[n]})" for n in layers])
     axes.set_xlabel("strength in separations; number: lesser of rate and fluent", fontsize=8)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _square(x: int, y: int) -> Any:
@@ -133,7 +93,7 @@ def _square(x: int, y: int) -> Any:
 def plot_loss(reports: list[Any]) -> str:
     """Distillation losses by step; takes StepReports or their dicts."""
     rows = [r if isinstance(r, dict) else vars(r) for r in reports]
-    figure, axes = _axes("Distillation: KL by step")
+    figure, axes = panel("Distillation: KL by step")
     steps = [r["step"] for r in rows]
     axes.plot(steps, [r["decision_kl"] for r in rows], color="#e07b39", label="decisions, to the steered teacher")
     axes.plot(steps, [r["general_kl"] for r in rows], color="#2a7f62", label="general text, to the base")
@@ -143,7 +103,7 @@ def plot_loss(reports: list[Any]) -> str:
     axes.set_xlabel("step", fontsize=8)
     axes.set_ylabel("nats per token", fontsize=8)
     axes.grid(alpha=0.2)
-    return _svg(figure)
+    return svg(figure)
 
 
 def html_report(result: DemoResult) -> str:
@@ -151,7 +111,10 @@ def html_report(result: DemoResult) -> str:
     figures = [
         (plot_rates(result), "The same prompts and seeds in all three arms; 95 % Wilson intervals."),
         (plot_cost(result), "What each arm changes where nothing should change."),
-        (plot_scores(result), "How well the direction tells unseen pairs apart; bootstrap intervals over pairs."),
+        (
+            svg(scores(result.vector, result.layer_kinds)),
+            "How well the direction tells unseen pairs apart; bootstrap intervals over pairs.",
+        ),
         (plot_search(result), "The orange cell is the gentlest of those within two points of the best."),
         (plot_loss(result.losses), "Frozen-context training with APOLLO, a quarter of each batch general text."),
     ]

@@ -3,13 +3,16 @@
 All arms run in turn in one process, in an order that shifts from round to round; a ratio is taken within a round. Two engines are up at
 once, a plain vLLM and ours; the one that waits sleeps. The work is the same everywhere: greedy answers of a fixed length to random
 prompts that no cache has seen.
+
+Hugging Face hooks hold one setting for a whole batch. So requests with settings of their own run one after another there (`hf_hooks`); a batch
+is possible where all ask for the same (`hf_hooks_batched`).
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ BARS = {
     "stacked_4": 0.93,
     "hf_hooks": 5.0,
 }
+ALONE = 4  # requests that run one after another through hooks: enough for a throughput
 PROMPT, ANSWER = 48, 32  # tokens
 LONG = 1600  # tokens of the prompt whose first token is timed
 OPTIONS: dict[str, Any] = {"max_model_len": 2048, "max_num_batched_tokens": 2048}
@@ -93,6 +97,7 @@ def _measure(model: Path, plain: PlainVllm, engine: Engine, rounds: int) -> Benc
             for i in range(count)
         ]
 
+    hf = _hugging_face(model)
     arms = {
         "plain": timed(lambda ids: plain.generate(ids, **settings), 16),
         "idle": served(16, []),
@@ -101,7 +106,8 @@ def _measure(model: Path, plain: PlainVllm, engine: Engine, rounds: int) -> Benc
         "stacked_4": served(16, [Intervention(v, 0.3) for v in own]),
         "one_64": served(64, one),
         "distinct_64": served(64, distinct(64)),
-        "hooks": _hooks(model, one, vocabulary),
+        "hooks": _hooks(hf, [one], 16, vocabulary),
+        "hooks_distinct": _hooks(hf, distinct(16)[:ALONE], 1, vocabulary),
     }
     for arm in arms.values():
         arm()  # the first run of each warms it up
@@ -121,7 +127,8 @@ def _measure(model: Path, plain: PlainVllm, engine: Engine, rounds: int) -> Benc
         "distinct_16": ratio("distinct_16", "one"),
         "distinct_64": ratio("distinct_64", "one_64"),
         "stacked_4": ratio("stacked_4", "one"),
-        "hf_hooks": ratio("one", "hooks"),
+        "hf_hooks": ratio("distinct_16", "hooks_distinct"),
+        "hf_hooks_batched": ratio("one", "hooks"),
         "ttft_cached": [a / b for a, b in zip(first["cold"], first["cached"], strict=True)],
     }
     figures = {f"tokens per second: {name}": float(np.median(values)) for name, values in found.items()}
@@ -130,31 +137,39 @@ def _measure(model: Path, plain: PlainVllm, engine: Engine, rounds: int) -> Benc
     return BenchReport("steering", ratios, BARS, figures)
 
 
-def _hooks(model: Path, interventions: list[Intervention], vocabulary: int) -> Callable[[], float]:
-    """The same 16 requests through forward hooks on the Hugging Face model, in the dtype that is faster on this machine."""
+def _hugging_face(model: Path) -> Any:
+    """The model in Hugging Face, in the dtype that is faster on this machine."""
     import torch
 
     from steer.engine.cpu import lacks_bfloat16
     from steer.model import load
+
+    slow = not torch.cuda.is_available() and lacks_bfloat16()
+    return load(model, dtype=torch.float32 if slow else torch.bfloat16)[0]
+
+
+def _hooks(hf: Any, each: Sequence[list[Intervention]], batch: int, vocabulary: int) -> Callable[[], float]:
+    """Tokens per second through forward hooks: a batch for each of the settings, one after another."""
+    import torch
+
     from steer.reference import steered
 
-    on_gpu = torch.cuda.is_available()
-    dtype = torch.float32 if not on_gpu and lacks_bfloat16() else torch.bfloat16
-    hf, _ = load(model, dtype=dtype)
-    seeds = iter(range(10**6, 10**9))
+    seeds = iter(range(batch * 10**6, 10**9))
 
     def arm() -> float:
-        ids = torch.tensor(prompts(16, PROMPT, next(seeds), vocabulary), device=hf.device)
-        started = time.perf_counter()
-        with torch.no_grad(), steered(hf, interventions):
-            out = hf.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=ANSWER,
-                min_new_tokens=ANSWER,
-                do_sample=False,
-            )
-        return (out.shape[1] - ids.shape[1]) * 16 / (time.perf_counter() - started)
+        started, made = time.perf_counter(), 0
+        for interventions in each:
+            ids = torch.tensor(prompts(batch, PROMPT, next(seeds), vocabulary), device=hf.device)
+            with torch.no_grad(), steered(hf, interventions, prompt_lengths=[PROMPT] * batch):
+                out = hf.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=ANSWER,
+                    min_new_tokens=ANSWER,
+                    do_sample=False,
+                )
+            made += (out.shape[1] - ids.shape[1]) * batch
+        return made / (time.perf_counter() - started)
 
     return arm
 

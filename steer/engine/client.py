@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from steer.engine.result import Receipt
-from steer.engine.slots import VectorSlots, key_of
+from steer.engine.slots import MOST_SPANS, PoolRows, VectorSlots, key_of, pool_rows
 from steer.errors import InterventionError, RefusedError
 from steer.fingerprint import Fingerprint
 from steer.intervention import Intervention, Resolve, hash_of, parse
@@ -95,6 +95,7 @@ class SteeringClient:
         self.layers = 0
         self.tally = Tally()
         self.vectors = VectorSlots(slots, self.rpc)
+        self.rows = PoolRows(pool_rows(llm.vllm_config.scheduler_config.max_num_seqs))
         self._waiting: dict[str, asyncio.Future[int]] = {}
         self._counting: asyncio.Task[None] | None = None
 
@@ -168,7 +169,7 @@ class SteeringClient:
         if not gates:
             return Plan(interventions, list(interventions))
         layers = sorted({g.at for g in gates})
-        read = (await self.capture([(list(ids), len(ids) - 1, len(ids))], layers))[0]
+        read = (await self.capture([(list(ids), [(len(ids) - 1, len(ids))])], layers))[0, 0]
         acting, records = [], []
         for i in interventions:
             if i.when is None:
@@ -280,39 +281,49 @@ class SteeringClient:
 
     async def capture(
         self,
-        items: Sequence[tuple[list[int], int, int]],
+        items: Sequence[tuple[list[int], Sequence[tuple[int, int]]]],
         layers: Sequence[int],
         interventions: Sequence[Intervention] = (),
     ) -> np.ndarray:
-        """Block outputs averaged over positions [start, end) of each (token ids, start, end): `[items, layers, d_model]` float32.
+        """Block outputs averaged over spans of positions [start, end), for each (token ids, spans); every item has as many spans.
 
         Every token is computed anew, none comes from the prefix cache. To the interventions the whole text is prompt.
 
+        Returns:
+            `[items, spans, layers, d_model]` float32.
+
         Raises:
             InterventionError: an intervention with a gate, or one that covers no token of a text.
-            RefusedError: a text longer than the engine holds, or the workers pooled fewer tokens than asked.
+            RefusedError: a text longer than the engine holds, too many spans, or the workers pooled fewer tokens than asked.
         """
         for i in interventions:
             if i.when is not None:
                 raise InterventionError("a capture has no moment to decide a gate at: take it off", "when")
-            if not all(covered([i], len(ids), 0, len(ids)) for ids, _, _ in items):
+            if not all(covered([i], len(ids), 0, len(ids)) for ids, _ in items):
                 raise InterventionError(
                     f"tokens {i.tokens!r} covers none of a text that is read: all of it is prompt", "tokens"
                 )
+        if any(not 0 < len(spans) <= MOST_SPANS for _, spans in items):
+            raise RefusedError(f"a capture reads at 1 to {MOST_SPANS} positions of a text")
         parts = []
         for start in range(0, len(items), WINDOW):
             window = items[start : start + WINDOW]
             ids = await asyncio.gather(*(self._capture_one(*item, layers, interventions) for item in window))
             taken = (await self.rpc("steer_captures", ids))[0]
-            for (_, low, high), (raw, tokens) in zip(window, taken, strict=True):
-                if tokens != high - low:
-                    raise RefusedError(f"only {tokens} of {high - low} tokens were captured")
-                parts.append(np.frombuffer(raw, dtype=np.float32).reshape(len(layers), -1))
+            for (_, spans), (raw, tokens) in zip(window, taken, strict=True):
+                asked = sum(high - low for low, high in spans)
+                if tokens != asked:
+                    raise RefusedError(f"only {tokens} of {asked} tokens were captured")
+                parts.append(np.frombuffer(raw, dtype=np.float32).reshape(len(spans), len(layers), -1))
         self.tally.captures += len(items)
         return np.stack(parts)
 
     async def _capture_one(
-        self, ids: list[int], start: int, end: int, layers: Sequence[int], interventions: Sequence[Intervention]
+        self,
+        ids: list[int],
+        spans: Sequence[tuple[int, int]],
+        layers: Sequence[int],
+        interventions: Sequence[Intervention],
     ) -> str:
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
@@ -321,7 +332,7 @@ class SteeringClient:
         if len(ids) >= limit:
             raise RefusedError(f"a text has {len(ids)} tokens; this engine holds {limit - 1}")
         spec_id = uuid.uuid4().hex
-        what = {"layers": list(layers), "start": start, "end": end}
+        what = {"layers": list(layers), "spans": [list(span) for span in spans]}
         params = SamplingParams(
             max_tokens=1,
             temperature=0.0,
@@ -329,7 +340,7 @@ class SteeringClient:
             skip_reading_prefix_cache=True,
             extra_args={"steer": spec_of(spec_id, interventions, capture=what)},
         )
-        async with self.vectors.hold(interventions):
+        async with self.vectors.hold(interventions), self.rows.hold(len(spans)):
             prompt = TokensPrompt(prompt_token_ids=ids, cache_salt=self.salt(interventions))
             async for _ in self.llm.generate(prompt, params, spec_id):
                 pass

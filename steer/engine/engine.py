@@ -11,13 +11,13 @@ import contextlib
 import queue
 import threading
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from steer.capture import Read, read_span
+from steer.capture import Read, layer_numbers, read_span
 from steer.engine.canary import check
 from steer.engine.client import SteeringClient
 from steer.engine.request import Sampling, per_prompt
@@ -30,6 +30,7 @@ from steer.pairs import Rendered, chat_ids
 
 T = TypeVar("T")
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
+CAPTURED_AT_ONCE = 1024  # prompts whose block outputs are in memory together
 WORKER = "steer.engine.worker.SteerWorker"
 
 
@@ -294,6 +295,43 @@ class Engine:
 
     # -- capture --------------------------------------------------------------------------------------------------
 
+    def captured(
+        self,
+        prompts: Sequence[Prompt | Rendered],
+        layers: Sequence[int] | None = None,
+        reads: Sequence[Read] = ("last_prompt",),
+        interventions: Sequence[Intervention] = (),
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Block outputs at several read positions out of the serving engine itself, part by part; one pass serves them all.
+
+        Args:
+            prompts: texts (one user message each), chat messages, token ids, or rendered texts with a response.
+            layers: layer numbers; None: all.
+            reads: read positions, see `steer.capture.read_span`; at most eight.
+            interventions: steer while reading, the whole text being prompt to them; none: the plain model.
+            progress: called with (prompts done, prompts in all).
+
+        Yields:
+            (indices into `prompts`, values `[reads, layers, part, d_model]` float32), as `steer.capture.captured` does.
+
+        Raises:
+            SteerError: a layer the model lacks, or a text without such a position.
+            RefusedError: a text longer than the engine holds.
+        """
+        wanted = layer_numbers(layers, self.layers)
+        if not prompts:
+            raise SteerError("a capture needs at least one prompt")
+        self.check(interventions)
+        items = [p if isinstance(p, Rendered) else _rendered(self.encode(p)) for p in prompts]
+        spans = [(list(item.ids), [read_span(item, read) for read in reads]) for item in items]
+        for first in range(0, len(spans), CAPTURED_AT_ONCE):
+            part = spans[first : first + CAPTURED_AT_ONCE]
+            found = self._call(self.client.capture(part, wanted, interventions))
+            yield list(range(first, first + len(part))), np.ascontiguousarray(found.transpose(1, 2, 0, 3))
+            if progress:
+                progress(first + len(part), len(spans))
+
     def capture(
         self,
         prompts: Sequence[Prompt | Rendered],
@@ -301,32 +339,14 @@ class Engine:
         read: Read = "last_prompt",
         interventions: Sequence[Intervention] = (),
     ) -> dict[int, np.ndarray]:
-        """Block outputs at the read position, averaged over its span, out of the serving engine itself.
-
-        Args:
-            prompts: texts (one user message each), chat messages, token ids, or rendered texts with a response.
-            layers: layer numbers; None: all.
-            read: read position, see `steer.capture.read_span`.
-            interventions: steer while reading, the whole text being prompt to them; none: the plain model.
+        """Block outputs at one read position, averaged over its span; arguments and errors as of `captured`.
 
         Returns:
             layer → `[len(prompts), d_model]` float32, as `steer.capture.capture` gives on a Hugging Face model.
-
-        Raises:
-            SteerError: a layer the model lacks, or a text without such a position.
-            RefusedError: a text longer than the engine holds.
         """
-        wanted = list(range(self.layers)) if layers is None else list(layers)
-        for layer in wanted:
-            if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < self.layers:
-                raise SteerError(f"layer {layer} does not exist: the model has layers 0 to {self.layers - 1}")
-        if not wanted or not prompts:
-            raise SteerError("a capture needs at least one prompt and one layer")
-        self.check(interventions)
-        items = [p if isinstance(p, Rendered) else _rendered(self.encode(p)) for p in prompts]
-        spans = [(item.ids, *read_span(item, read)) for item in items]
-        found = self._call(self.client.capture(spans, wanted, interventions))
-        return {layer: np.ascontiguousarray(found[:, k]) for k, layer in enumerate(wanted)}
+        wanted = layer_numbers(layers, self.layers)
+        parts = [values[0] for _, values in self.captured(prompts, wanted, (read,), interventions)]
+        return dict(zip(wanted, np.concatenate(parts, axis=1), strict=True)) if parts else {}
 
     # -- weights --------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 A request carries its steering as JSON text in `SamplingParams.extra_args["steer"]`:
 
-    {"id": "…", "terms": [{"key", "a", "b", "keep", "tokens"}, …], "capture": {"layers": […], "start": 0, "end": 9}}
+    {"id": "…", "terms": [{"key", "a", "b", "keep", "tokens"}, …], "capture": {"layers": […], "spans": [[0, 9], …]}}
 
 with a in separations and b as in the formula. The router knows nothing of vLLM's runners: it is given `Row`s.
 """
@@ -46,11 +46,10 @@ class Term(NamedTuple):
 
 
 class Capture(NamedTuple):
-    """Positions [start, end) whose block outputs are averaged at these layers."""
+    """Spans of positions [start, end) whose block outputs are averaged at these layers."""
 
     layers: tuple[int, ...]
-    start: int
-    end: int
+    spans: tuple[tuple[int, int], ...]
 
 
 @dataclass
@@ -67,8 +66,13 @@ def parse(raw: str) -> Spec:
     """The spec in a request's extra arguments."""
     given = json.loads(raw)
     terms = [Term(t["key"], t["a"], t["b"], t["keep"], parse_scope(t["tokens"])) for t in given.get("terms", ())]
-    c = given.get("capture")
-    return Spec(given["id"], terms, Capture(tuple(c["layers"]), c["start"], c["end"]) if c else None)
+    return Spec(given["id"], terms, _capture(given.get("capture")))
+
+
+def _capture(given: dict[str, Any] | None) -> Capture | None:
+    if given is None:
+        return None
+    return Capture(tuple(given["layers"]), tuple((start, end) for start, end in given["spans"]))
 
 
 class Staged:
@@ -109,10 +113,10 @@ class Router:
         self.slots: dict[str, int] = {}
         self.specs: dict[str, Spec] = {}
         self.steered: OrderedDict[str, int] = OrderedDict()
-        self.captured: OrderedDict[str, tuple[np.ndarray, int]] = OrderedDict()  # id → sums [layers, d_model], tokens
+        self.captured: OrderedDict[str, tuple[np.ndarray, int]] = OrderedDict()  # id → [spans, layers, d_model], tokens
         self.add, self.scale, self.keep = Staged(steering.add), Staged(steering.scale), Staged(steering.keep)
         self.pool = Staged(steering.pool)
-        self.pending: list[tuple[str, Capture, int]] = []  # captures of the step under way: id, what, tokens of it
+        self.pending: list[tuple[str, Capture, int, int]] = []  # rows of P in this step: id, what, span, tokens of it
         self.quiet = True
 
     def admit(self, request: str, extra_args: dict[str, Any] | None) -> None:
@@ -182,12 +186,13 @@ class Router:
         for row, spec in wanted:
             if (c := spec.capture) is None:
                 continue
-            low, high = max(c.start, row.computed), min(c.end, row.computed + row.last - row.first)
-            if low < high and len(self.pending) < len(pool):
-                offset = row.first - row.computed
-                pool[len(self.pending), low + offset : high + offset] = 1.0 / (c.end - c.start)
-                self.pending.append((spec.id, c, high - low))
-                layers.update(c.layers)
+            offset = row.first - row.computed
+            for span, (start, end) in enumerate(c.spans):
+                low, high = max(start, row.computed), min(end, row.computed + row.last - row.first)
+                if low < high and len(self.pending) < len(pool):
+                    pool[len(self.pending), low + offset : high + offset] = 1.0 / (end - start)
+                    self.pending.append((spec.id, c, span, high - low))
+                    layers.update(c.layers)
         self.pool.end(len(self.pending))
         self.steering.pooled = len(self.pending)
         self.steering.pooled_layers = frozenset(layers)
@@ -198,10 +203,13 @@ class Router:
             return
         layers = sorted(self.steering.pooled_layers)
         found = self.steering.captured[layers, : len(self.pending)].cpu().numpy()
-        for index, (id_, capture, tokens) in enumerate(self.pending):
+        for index, (id_, capture, span, tokens) in enumerate(self.pending):
             part = found[[layers.index(layer) for layer in capture.layers], index]
-            sums, seen = self.captured.get(id_, (np.zeros_like(part), 0))
-            self.captured[id_] = (sums + part, seen + tokens)
+            if id_ not in self.captured:
+                self.captured[id_] = (np.zeros((len(capture.spans), *part.shape), np.float32), 0)
+            sums, seen = self.captured[id_]
+            sums[span] += part
+            self.captured[id_] = (sums, seen + tokens)
             while len(self.captured) > KEPT:
                 self.captured.popitem(last=False)
         self.pending = []
@@ -211,7 +219,7 @@ class Router:
         return [self.steered.pop(i, 0) for i in ids]
 
     def captures(self, ids: Sequence[str]) -> list[tuple[bytes, int]]:
-        """(float32 bytes of `[layers, d_model]`, tokens averaged) for each spec id, handed over and forgotten."""
+        """(float32 bytes of `[spans, layers, d_model]`, tokens averaged) for each spec id, handed over and forgotten."""
         self.after()
         taken = [self.captured.pop(i, (np.zeros(0, np.float32), 0)) for i in ids]
         return [(mean.astype(np.float32).tobytes(), tokens) for mean, tokens in taken]

@@ -1,4 +1,7 @@
-"""Slots: which vectors the workers' tables hold. A vector in use is never evicted; when all are in use a request is refused."""
+"""What is scarce in the workers: slots of the table of vectors, and rows of the pooling matrix.
+
+A vector in use is never evicted; when all slots are in use a request is refused. Rows are soon free again; who needs some waits.
+"""
 
 from __future__ import annotations
 
@@ -96,3 +99,32 @@ class VectorSlots:
                 f"all {len(self._slots)} vector slots are in use: wait, or start the engine with more slots"
             )
         return self._slots.pop(min(idle)[1]).index
+
+
+MOST_SPANS = 8  # read positions of one capture
+
+
+def pool_rows(max_num_seqs: int) -> int:
+    """Rows of the pooling matrix in an engine that runs so many requests at once."""
+    return max(max_num_seqs, MOST_SPANS)
+
+
+class PoolRows:
+    """Rows of the pooling matrix that captures under way may need in one step; first come, first served."""
+
+    def __init__(self, count: int):
+        self._free = count
+        self._changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def hold(self, rows: int) -> AsyncIterator[None]:
+        """Within the block, so many rows are ours."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._free >= rows)
+            self._free -= rows
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self._free += rows
+                self._changed.notify_all()

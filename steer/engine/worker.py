@@ -15,6 +15,7 @@ from vllm.platforms import current_platform
 from steer.engine.refusal import refusal
 from steer.engine.router import Router
 from steer.engine.runners import attach
+from steer.engine.slots import pool_rows
 from steer.engine.taps import Steering, install
 
 if TYPE_CHECKING or current_platform.is_cpu():
@@ -52,7 +53,7 @@ class SteerWorker(PlatformWorker):
             text.hidden_size,
             scheduler.max_num_batched_tokens + ROWS_OF_PADDING,
             int(options["slots"]),
-            scheduler.max_num_seqs,
+            pool_rows(scheduler.max_num_seqs),
             self.device,
         )
         install(self.model_runner.get_model(), self._steering, text.num_hidden_layers)

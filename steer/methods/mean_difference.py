@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from steer.errors import NoContrastError
+from steer.methods.unit import unit
 
 
 def mean_difference(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
@@ -23,8 +23,4 @@ def mean_difference(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
     Raises:
         NoContrastError: both means are equal, so there is no direction.
     """
-    difference = positive.mean(0, dtype=np.float64) - negative.mean(0, dtype=np.float64)
-    norm = float(np.linalg.norm(difference))
-    if norm == 0.0 or not np.isfinite(norm):
-        raise NoContrastError("positive and negative activations have the same mean: the pairs show no contrast here")
-    return (difference / norm).astype(np.float32)
+    return unit(positive.mean(0, dtype=np.float64) - negative.mean(0, dtype=np.float64))

@@ -108,8 +108,8 @@ def test_an_unknown_vector_leaves_the_count_short(router: Router) -> None:
 
 
 def test_captures_average_their_span_over_chunks(router: Router) -> None:
-    router.admit("a", spec("a", capture={"layers": [0, 2], "start": 3, "end": 9}))
-    router.admit("b", spec("b", {"key": "v0", "a": 1.0}, capture={"layers": [1], "start": 0, "end": 2}))
+    router.admit("a", spec("a", capture={"layers": [0, 2], "spans": [[3, 9]]}))
+    router.admit("b", spec("b", {"key": "v0", "a": 1.0}, capture={"layers": [1], "spans": [[0, 2]]}))
     hidden = torch.randn(LAYERS, 14, WIDTH)
     for chunk in ((0, 5), (5, 12)):
         rows = [Row("a", 0, chunk[1] - chunk[0], chunk[0], 12)]
