@@ -112,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("name", choices=["steering"])
     bench.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the figures there")
     bench.add_argument("--rounds", type=int, default=5, help="times each arm is run (5)")
+    bench.add_argument("--only", nargs="+", default=None, metavar="METRIC", help="some of the metrics (all)")
     bench.add_argument("--small", action="store_true", help="a tiny model: tries the benchmark, measures nothing")
     bench.set_defaults(run=_bench)
     return parser
@@ -122,7 +123,7 @@ def _bench(args: argparse.Namespace) -> int:
 
     if args.json is not None and not args.json.parent.is_dir():
         raise SteerError(f"{args.json.parent}: no such folder to write the figures to")
-    report = steering.run(rounds=args.rounds, small=args.small)
+    report = steering.run(args.rounds, args.small, args.only or steering.METRICS)
     print(report.table())
     if args.json is not None:
         report.write(args.json)

@@ -48,6 +48,7 @@ def test_extract_writes_a_vector_and_a_table(tmp_path: Path, capsys: pytest.Capt
         (["generate", "hello", "--vector", "{accept}", "--op", "sing"], 'unknown op "sing"'),
         (["generate", "hello", "--vector", "{accept}", "--tokens", "[3"], "[3 is not a span"),
         (["generate", "hello", "--steering", "[1]"], "is an object with a vector"),
+        (["bench", "steering", "--only", "speed"], 'unknown metric "speed": choose from idle'),
         (["bench", "steering", "--json", "{tmp}/none/f"], "none: no such folder"),
         (["demo", "--behaviour", "brave", "--report", "{tmp}/r"], 'no behaviour "brave"'),
         (["demo", "--report", "{tmp}/good.jsonl/r", "--no-serve"], "the report cannot be written there"),
@@ -93,7 +94,7 @@ def test_the_benchmark_writes_its_figures(tmp_path: Path, capsys: pytest.Capture
     record = json.loads(out.read_text())
     assert record["name"] == "steering"
     assert set(record["bars"]) == {"idle", "all_layers", "distinct_16", "distinct_64", "stacked_4", "hf_hooks"}
-    assert set(record["ratios"]) == set(record["bars"]) | {"ttft_cached"}
+    assert set(record["ratios"]) == set(record["bars"]) | {"ttft_cached", "hf_hooks_batched"}
     assert all(r["low"] <= r["median"] <= r["high"] and r["low"] > 0 for r in record["ratios"].values())
     assert {"command", "versions", "machine"} <= set(record)
     assert "reached" in printed.lower()

@@ -52,12 +52,12 @@ class BenchReport:
     def table(self) -> str:
         """The figures as text; a bar that is not reached says so."""
         record = self.record()
-        lines = [f"{'metric':<16}{'median':>9}{'low':>9}{'high':>9}{'bar':>9}"]
+        lines = [f"{'metric':<18}{'median':>9}{'low':>9}{'high':>9}{'bar':>9}"]
         for metric, r in record["ratios"].items():
             bar = self.bars.get(metric)
             verdict = "" if bar is None else "  reached" if r["median"] >= bar else "  NOT REACHED"
             shown = "" if bar is None else f"≥ {bar:g}"
-            lines.append(f"{metric:<16}{r['median']:>9.3f}{r['low']:>9.3f}{r['high']:>9.3f}{shown:>9}{verdict}")
+            lines.append(f"{metric:<18}{r['median']:>9.3f}{r['low']:>9.3f}{r['high']:>9.3f}{shown:>9}{verdict}")
         lines += [f"{name:<40}{value:>10.4g}" for name, value in self.figures.items()]
         machine = record["machine"]
         return "\n".join(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from steer.bench.models import QWEN_0_8B, TINY, random_qwen
 from steer.bench.report import BenchReport
 from steer.engine import Engine
 from steer.engine.plain import PlainVllm
+from steer.errors import SteerError
 from steer.fingerprint import Fingerprint
 from steer.intervention import Intervention
 from steer.vector import SteeringVector
@@ -34,6 +36,16 @@ BARS = {
     "stacked_4": 0.93,
     "hf_hooks": 5.0,
 }
+RATIOS = {  # metric → (arm, arm it is divided by)
+    "idle": ("idle", "plain"),
+    "all_layers": ("one", "idle"),
+    "distinct_16": ("distinct_16", "one"),
+    "distinct_64": ("distinct_64", "one_64"),
+    "stacked_4": ("stacked_4", "one"),
+    "hf_hooks": ("distinct_16", "hooks_distinct"),
+    "hf_hooks_batched": ("one", "hooks"),
+}
+METRICS = (*RATIOS, "ttft_cached")
 ALONE = 4  # requests that run one after another through hooks: enough for a throughput
 PROMPT, ANSWER = 48, 32  # tokens
 LONG = 1600  # tokens of the prompt whose first token is timed
@@ -53,23 +65,29 @@ def prompts(count: int, length: int, seed: int, vocabulary: int) -> list[list[in
     return np.random.default_rng(seed).integers(5, vocabulary, (count, length)).tolist()
 
 
-def run(rounds: int = 5, small: bool = False) -> BenchReport:
+def run(rounds: int = 5, small: bool = False, only: Sequence[str] = METRICS) -> BenchReport:
     """Run the benchmark.
 
     Args:
         rounds: times each arm is run; medians are taken over them.
         small: a tiny model, not compiled, to see that the benchmark runs.
+        only: the metrics that are wanted; what they do not need is not started.
+
+    Raises:
+        SteerError: an unknown metric.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    for metric in only:
+        if metric not in METRICS:
+            raise SteerError(f'unknown metric "{metric}": choose from {", ".join(METRICS)}')
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as engines:
         model = random_qwen(Path(folder) / "model", TINY if small else QWEN_0_8B)
-        with (
-            PlainVllm(model, enforce_eager=small, **OPTIONS) as plain,
-            Engine(model, eager=small, **OPTIONS) as engine,
-        ):
-            return _measure(model, plain, engine, rounds)
+        needed = {arm for metric in only for arm in RATIOS.get(metric, ())}
+        plain = engines.enter_context(PlainVllm(model, enforce_eager=small, **OPTIONS)) if "plain" in needed else None
+        engine = engines.enter_context(Engine(model, eager=small, **OPTIONS))
+        return _measure(model, plain, engine, rounds, only)
 
 
-def _measure(model: Path, plain: PlainVllm, engine: Engine, rounds: int) -> BenchReport:
+def _measure(model: Path, plain: PlainVllm | None, engine: Engine, rounds: int, only: Sequence[str]) -> BenchReport:
     vocabulary = engine.tokenizer.vocab_size
     own = [vector(engine.fingerprint, engine.layers, seed) for seed in range(4)]
     one = [Intervention(own[0], 0.5)]
@@ -97,9 +115,10 @@ def _measure(model: Path, plain: PlainVllm, engine: Engine, rounds: int) -> Benc
             for i in range(count)
         ]
 
-    hf = _hugging_face(model)
+    needed = {arm for metric in only for arm in RATIOS.get(metric, ())}
+    hf = _hugging_face(model) if needed & {"hooks", "hooks_distinct"} else None
     arms = {
-        "plain": timed(lambda ids: plain.generate(ids, **settings), 16),
+        "plain": timed(lambda ids: plain and plain.generate(ids, **settings), 16),
         "idle": served(16, []),
         "one": served(16, one),
         "distinct_16": served(16, distinct(16)),
@@ -109,6 +128,7 @@ def _measure(model: Path, plain: PlainVllm, engine: Engine, rounds: int) -> Benc
         "hooks": _hooks(hf, [one], 16, vocabulary),
         "hooks_distinct": _hooks(hf, distinct(16)[:ALONE], 1, vocabulary),
     }
+    arms = {name: arm for name, arm in arms.items() if name in needed}
     for arm in arms.values():
         arm()  # the first run of each warms it up
     found: dict[str, list[float]] = {name: [] for name in arms}
@@ -117,24 +137,18 @@ def _measure(model: Path, plain: PlainVllm, engine: Engine, rounds: int) -> Benc
         for name in names[r % len(names) :] + names[: r % len(names)]:
             found[name].append(arms[name]())
 
-    def ratio(over: str, under: str) -> list[float]:
-        return [a / b for a, b in zip(found[over], found[under], strict=True)]
-
-    first, taken = _first_token(engine, one, rounds, vocabulary)
     ratios = {
-        "idle": ratio("idle", "plain"),
-        "all_layers": ratio("one", "idle"),
-        "distinct_16": ratio("distinct_16", "one"),
-        "distinct_64": ratio("distinct_64", "one_64"),
-        "stacked_4": ratio("stacked_4", "one"),
-        "hf_hooks": ratio("distinct_16", "hooks_distinct"),
-        "hf_hooks_batched": ratio("one", "hooks"),
-        "ttft_cached": [a / b for a, b in zip(first["cold"], first["cached"], strict=True)],
+        metric: [a / b for a, b in zip(found[over], found[under], strict=True)]
+        for metric, (over, under) in RATIOS.items()
+        if metric in only
     }
     figures = {f"tokens per second: {name}": float(np.median(values)) for name, values in found.items()}
-    figures["tokens from the cache of a prompt seen before"] = float(np.median(taken["cached"]))
-    figures |= {f"seconds to first token of {LONG}: {name}": float(np.median(v)) for name, v in first.items() if v}
-    return BenchReport("steering", ratios, BARS, figures)
+    if "ttft_cached" in only:
+        first, taken = _first_token(engine, one, rounds, vocabulary)
+        ratios["ttft_cached"] = [a / b for a, b in zip(first["cold"], first["cached"], strict=True)]
+        figures["tokens from the cache of a prompt seen before"] = float(np.median(taken["cached"]))
+        figures |= {f"seconds to first token of {LONG}: {name}": float(np.median(v)) for name, v in first.items()}
+    return BenchReport("steering", ratios, {m: bar for m, bar in BARS.items() if m in only}, figures)
 
 
 def _hugging_face(model: Path) -> Any:
