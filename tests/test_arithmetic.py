@@ -66,15 +66,15 @@ def test_what_cannot_be_combined_is_refused() -> None:
     a, b = pair()
     other = random_vector(Fingerprint("llama", "c", "w", width=32), (1, 2), 1.0, 2)
     with pytest.raises(VectorError, match="different models: architecture"):
-        a + other
+        _ = a + other
     with pytest.raises(VectorError, match="different models: width"):
-        a + random_vector(Fingerprint(width=16), (1, 2), 1.0, 2)
+        _ = a + random_vector(Fingerprint(width=16), (1, 2), 1.0, 2)
     with pytest.raises(VectorError, match="no layer in common"):
-        a + random_vector(MODEL, (7,), 1.0, 3)
+        _ = a + random_vector(MODEL, (7,), 1.0, 3)
     with pytest.raises(VectorError, match="zero at every layer"):
-        a - a
+        _ = a - a
     with pytest.raises(VectorError, match="is no vector"):
-        a * 0
+        _ = a * 0
     with pytest.raises(VectorError, match="no direction at layer 1"):
         cosines([a, b], 1)
 

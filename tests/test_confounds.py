@@ -66,7 +66,7 @@ def test_template_tokens() -> None:
 
 
 def test_duplicates_and_pairs_without_contrast() -> None:
-    pairs = [*clean(), ContrastPair("again", *(side for side, _ in clean()[3].sides())), ContrastPair("same", "x", "x")]
+    pairs = [*clean(), ContrastPair("again", clean()[3].positive, clean()[3].negative), ContrastPair("same", "x", "x")]
     found = {c.kind: c.pairs for c in confounds(ContrastSet(pairs))}
     assert found["duplicate"] == ("3", "again")
     assert found["contrast"] == ("same",)

@@ -131,10 +131,14 @@ def test_methods_of_the_means_need_no_more_than_the_means() -> None:
     sides = Sides.of(positive, negative)
     for fold, found in enumerate(fit(sides, mean_difference, folds)):
         rest = folds != fold
+        assert found is not None
         np.testing.assert_allclose(found, mean_difference(positive[rest], negative[rest]), atol=1e-6)
-    np.testing.assert_allclose(fit(sides, mean_difference)[0], mean_difference(positive, negative), atol=1e-6)
-    found = fit(sides, lambda p, n: mean_difference(p, n), folds)
-    np.testing.assert_allclose(found[1], mean_difference(positive[folds != 1], negative[folds != 1]), atol=1e-6)
+    (whole,) = fit(sides, mean_difference)
+    assert whole is not None
+    np.testing.assert_allclose(whole, mean_difference(positive, negative), atol=1e-6)
+    at_once = fit(sides, lambda p, n: mean_difference(p, n), folds)[1]
+    assert at_once is not None
+    np.testing.assert_allclose(at_once, mean_difference(positive[folds != 1], negative[folds != 1]), atol=1e-6)
 
 
 def test_auroc_is_the_share_of_ordered_pairs() -> None:
