@@ -82,7 +82,7 @@ What the shipped recipes do on the held-out prompts (layer and strength were cho
 
 ## The whole path, repeated
 
-`repeat.py`: the demo for behaviours × seeds. n = 240 held-out prompts an arm; KL in nats per token on neutral text.
+`repeat.py`: the demo for behaviours × seeds. n = 240 held-out prompts an arm; KL in nats per token on neutral text.{unmeasured}
 
 | behaviour | seed | layer | base | steered | distilled, no vector | fluent (three arms) | KL steered | KL distilled | bars missed |
 |---|---|---|---|---|---|---|---|---|---|
@@ -115,8 +115,10 @@ def main() -> None:
             f"| `{r['behaviour']}` | {r['seed']} | {point['layer']} ({point['kind']}) | {rates['base']['mean']:.1%} | "
             f"{rates['steered']['mean']:.1%} | {rates['distilled']['mean']:.1%} | "
             f"{', '.join(format(fluent[a]['mean'], '.1%') for a in ('base', 'steered', 'distilled'))} | "
-            f"{kl['steered']:.2f} | {kl['distilled']:.4f} | {missed} |"
+            f"{kl['steered']:.1e} | {kl['distilled']:.1e} | {missed} |"
         )
+    missing = [f"`{name}`" for name in pocket.BEHAVIOURS if name not in {r["behaviour"] for r in repeated}]
+    unmeasured = f" Not measured with this trainer: {', '.join(missing)}." if missing else ""
     perplexity = ", ".join(f"{kind} {value:.2f}" for kind, value in measured["perplexity"].items())
     text = TEXT.format(
         words=len(vocabulary()),
@@ -128,6 +130,7 @@ def main() -> None:
         temperature=measured["temperature"],
         held_out="\n".join(held_out),
         repeated="\n".join(rows),
+        unmeasured=unmeasured,
     )
     (HERE / "README.md").write_text(text)
 
