@@ -47,8 +47,16 @@ def read_span(item: Rendered, read: Read) -> tuple[int, int]:
 
 
 def parse_read(text: str) -> Read:
-    """A read position from the command line: a name, or an index."""
-    return int(text) if text.lstrip("-").isdigit() else text
+    """A read position from the command line: a name, or an index.
+
+    Raises:
+        SteerError: neither.
+    """
+    if text.removeprefix("-").isdigit():
+        return int(text)
+    if text not in READS:
+        raise SteerError(f'unknown read position "{text}": choose from {", ".join(READS)} or an index')
+    return text
 
 
 class _Enough(Exception):

@@ -236,6 +236,7 @@ def _extract(args: argparse.Namespace) -> int:
 
     pairs = ContrastSet.load(args.pairs)
     resolve(args.method)
+    read = parse_read(args.read)
     if not args.output.parent.is_dir():
         raise SteerError(f"{args.output.parent}: no such folder to save the vector in")
     plot = args.plot or args.output.with_suffix(".png")
@@ -249,7 +250,7 @@ def _extract(args: argparse.Namespace) -> int:
         model,
         fit,
         method=args.method,
-        read=parse_read(args.read),
+        read=read,
         held_out=held_out,
         tokenizer=tokenizer,
         name=args.name or args.output.stem,
